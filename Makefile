@@ -1,0 +1,35 @@
+# `make demo` and `make test` do all of their own set-up: Python 3.11 or newer with venv is enough.
+PYTHON ?= python3
+VENV := .venv
+ACCELERATORS := .venv-accelerators
+WORKERS ?= 2
+export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
+
+.PHONY: demo test lint bench test-accelerators clean
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/python examples/digits.py
+
+test: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest -n $(WORKERS)
+
+lint: $(VENV)/.installed
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+bench: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet '.[bench]'
+	for script in benchmarks/*.py; do $(VENV)/bin/python $$script || exit 1; done
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "optax-lr needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	  { echo "Python's venv module is missing. On Debian or Ubuntu: apt install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install --quiet --editable '.[flax,plots,checkpoints,examples,dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(ACCELERATORS) .cache out

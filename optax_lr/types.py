@@ -1,0 +1,21 @@
+"""The words of the package, as type aliases."""
+
+from collections.abc import Callable, Mapping
+from typing import TypeAlias
+
+from jaxtyping import Array, PyTree, ScalarLike
+
+Step: TypeAlias = ScalarLike
+"""A count of updates from 0: a Python, NumPy or traced JAX integer, or a float where steps are epochs."""
+
+Schedule: TypeAlias = Callable[[Step], Array]
+"""The value at a step. A pure function, with Optax's own signature."""
+
+Curve: TypeAlias = Callable[[Array], Array]
+"""The weight in [0, 1] at a progress in [0, 1]; it rises from 0 to 1."""
+
+Labels: TypeAlias = PyTree
+"""A tree with the structure of the parameters and a label, a string or an integer, at every leaf."""
+
+Metrics: TypeAlias = Mapping[str, Array]
+"""What one training step reports, by name: scalars, `loss` among them."""

@@ -1,0 +1,39 @@
+"""What every test runs under: shapes checked by beartype, one compilation cache, eager warnings as errors."""
+
+import importlib
+import os
+import pathlib
+import sys
+from types import ModuleType
+
+import jax
+import pytest
+from jaxtyping import install_import_hook
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+jax.config.update(
+    "jax_compilation_cache_dir", os.environ.get("JAX_COMPILATION_CACHE_DIR", str(ROOT / ".cache" / "jax"))
+)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+with install_import_hook("optax_lr", "typecheck.check"):
+    import optax_lr
+
+
+def _import_unhooked() -> ModuleType:
+    """A second copy of the package, without the hook, so that bad input meets our own errors."""
+    hooked = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "optax_lr"}
+    try:
+        return importlib.import_module("optax_lr")
+    finally:
+        sys.modules.update(hooked)
+
+
+@pytest.fixture(scope="session")
+def unhooked() -> ModuleType:
+    """`optax_lr` as users import it, without run-time checks of annotations."""
+    module = _import_unhooked()
+    assert module is not optax_lr
+    return module

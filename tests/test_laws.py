@@ -1,0 +1,147 @@
+"""The laws of the package, each held over every public factory in the table of `factories.py`."""
+
+import functools
+import typing
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from factories import SCHEDULES
+from test_rooms import public_functions
+
+import optax_lr as olr
+
+MAX_STEP = 2**31 - 1
+FAR_STEPS = (1000, 10**6, 2**24 - 3, 2**24, 2**24 + 3, 10**8, MAX_STEP - 1, MAX_STEP)
+
+each_schedule = pytest.mark.parametrize("case", SCHEDULES, ids=lambda case: case.id)
+
+
+def near(case):
+    """Step 0, 1, and those around every boundary."""
+    around = {b + d for b in case.boundaries for d in (-1, 0, 1)}
+    return np.array(sorted({0, 1} | {step for step in around if step >= 0}), np.int32)
+
+
+def bound(expected):
+    """Law 3: how far a value may be from the float64 formula."""
+    expected = np.asarray(expected)
+    return 1e-6 * np.ptp(expected) + 2.0**-22 * np.abs(expected).max()
+
+
+@functools.cache
+def traced_values(case):
+    """Values of a schedule with all numbers traced: one compiled function for every law."""
+    return jax.jit(lambda steps, arguments: jax.vmap(case.make(olr, **arguments))(steps))
+
+
+def test_every_factory_has_a_row():
+    def returns(annotation):
+        return {
+            name
+            for name, function in public_functions()
+            if typing.get_type_hints(function).get("return") == annotation
+        }
+
+    assert returns(olr.types.Schedule) == {case.factory for case in SCHEDULES}
+
+
+@each_schedule
+def test_eager_jit_vmap_and_scan_agree(case):
+    schedule, steps = case.make(olr), near(case)
+    eager = np.array([schedule(int(step)) for step in steps])
+    ways = {
+        "jit": np.array([jax.jit(schedule)(step) for step in steps]),
+        "vmap": jax.vmap(schedule)(steps),
+        "scan": jax.lax.scan(lambda carry, step: (carry, schedule(step)), None, steps)[1],
+        "traced numbers": traced_values(case)(steps, case.values),
+    }
+    for way, values in ways.items():
+        np.testing.assert_allclose(values, eager, rtol=0, atol=bound(eager), err_msg=way)
+
+
+@each_schedule
+def test_results_are_float32_and_never_weak(case):
+    schedule = case.make(olr)
+    for step in (3, np.int64(3), jnp.int32(3), 3.0, jnp.bfloat16(3), jnp.int8(3)):
+        value = jnp.asarray(schedule(step))
+        assert (value.dtype, value.weak_type, value.shape) == (jnp.float32, False, ())
+    with jax.enable_x64(True):
+        assert schedule(3).dtype == jnp.float64
+
+
+@each_schedule
+def test_vmap_over_each_number_and_over_all(case):
+    steps, values = near(case), case.values
+    lanes = {name: two for name, (_, two) in case.arguments.items()}
+    trials = [{name: two} for name, two in lanes.items()] + [lanes]
+    for trial in trials:
+        for dtype in (None, np.float32):
+            stacked = {name: np.asarray(two, dtype) for name, two in trial.items()}
+            axes = {name: 0 if name in stacked else None for name in values}
+            got = jax.vmap(traced_values(case), in_axes=(None, axes))(steps, {**values, **stacked})
+            for lane in (0, 1):
+                one = {name: two[lane] for name, two in trial.items()}
+                expected = [case.expected(int(step), **one) for step in steps]
+                np.testing.assert_allclose(
+                    got[lane], expected, rtol=0, atol=bound(expected), err_msg=f"{one} {dtype}"
+                )
+
+
+@pytest.mark.parametrize(
+    ("case", "changes"),
+    [pytest.param(case, {}, id=case.id) for case in SCHEDULES]
+    + [pytest.param(case, case.large, id=f"{case.id}-large") for case in SCHEDULES if case.large],
+)
+def test_equals_the_float64_formula_up_to_the_last_step(case, changes):
+    steps = np.unique(np.append(near(case), FAR_STEPS)).astype(np.int32)
+    expected = [case.expected(int(step), **changes) for step in steps]
+    constant = jax.jit(jax.vmap(case.make(olr, **changes)))(steps)
+    traced = traced_values(case)(steps, {**case.values, **changes})
+    np.testing.assert_allclose(constant, expected, rtol=0, atol=bound(expected))
+    np.testing.assert_allclose(traced, expected, rtol=0, atol=bound(expected), err_msg="traced")
+
+
+@each_schedule
+def test_float_steps_are_epochs(case):
+    steps = near(case)
+    np.testing.assert_allclose(
+        jax.jit(jax.vmap(case.make(olr)))(steps.astype(np.float32)),
+        [case.expected(int(step)) for step in steps],
+        rtol=0,
+        atol=bound([case.expected(int(step)) for step in steps]),
+    )
+
+
+@each_schedule
+def test_holds_its_first_value_before_step_0(case):
+    schedule = case.make(olr)
+    assert schedule(-5) == schedule(0) == schedule(-0.5)
+
+
+@each_schedule
+def test_gradients_by_every_number_are_finite(case):
+    steps = np.append(near(case), FAR_STEPS).astype(np.int32)
+    values = {name: np.float32(value) for name, value in case.values.items()}
+    slopes = jax.jacobian(lambda values: traced_values(case)(steps, values))(values)
+    for name, slope in slopes.items():
+        assert np.isfinite(slope).all(), name
+
+
+@each_schedule
+def test_no_loop_in_the_compiled_form(case):
+    text = jax.jit(case.make(olr)).lower(jnp.int32(0)).compile().as_text()
+    assert " while(" not in text
+
+
+@each_schedule
+def test_bad_numbers_are_refused_by_name(case, unhooked):
+    for name, values in case.bad.items():
+        for value in values:
+            changes = value if isinstance(value, dict) else {name: value}
+            with pytest.raises(ValueError, match=name) as refusal:
+                case.make(unhooked, **changes)
+            message = str(refusal.value)
+            assert message.endswith(".") and message.count("\n") == 0
+            assert any(repr(bad) in message for bad in changes.values()), message

@@ -1,0 +1,106 @@
+"""The plan of the house: imports run one way, names are bound once, the surface is what is declared."""
+
+import ast
+import inspect
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import optax_lr as olr
+
+PACKAGE = pathlib.Path(olr.__file__).parent
+
+# From the first to the last: a room imports from rooms before it.
+ROOMS = """types checks curves cycles schedules compose learning_rate labels layerwise gains plateau results
+    sweep suggest diagnose finder snapshots plots nnx""".split()
+
+# A method of `results` may import `plots`, so that a suggestion shows its picture.
+INSIDE_FUNCTIONS = {("results", "plots")}
+
+PUBLIC = {
+    "curves",
+    "anneal_schedule",
+    "one_cycle_schedule",
+}
+
+
+def rooms():
+    return sorted(path for path in PACKAGE.glob("*.py") if path.stem != "__init__")
+
+
+def public_functions():
+    """Every public name bound to a function, with the function."""
+    return [(name, getattr(olr, name)) for name in sorted(PUBLIC) if inspect.isfunction(getattr(olr, name))]
+
+
+def wrong_imports(room, source):
+    """The imports of a room that the plan does not allow."""
+    tree = ast.parse(source)
+    inner = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef)
+        for node in ast.walk(function)
+    }
+    wrong = []
+    for node in ast.walk(tree):
+        if not (isinstance(node, ast.ImportFrom) and node.level):
+            continue
+        names = [node.module] if node.module else [alias.name for alias in node.names]
+        for name in names:
+            allowed = name in ROOMS and ROOMS.index(name) < ROOMS.index(room)
+            if not allowed and not (id(node) in inner and (room, name) in INSIDE_FUNCTIONS):
+                wrong.append(name)
+    return wrong
+
+
+def rebinds(source):
+    return [
+        node.lineno for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Global | ast.Nonlocal)
+    ]
+
+
+@pytest.mark.parametrize("path", rooms(), ids=lambda path: path.stem)
+def test_room_keeps_to_the_plan(path):
+    assert path.stem in ROOMS
+    assert wrong_imports(path.stem, path.read_text()) == []
+    assert rebinds(path.read_text()) == []
+    assert len(path.read_text().splitlines()) <= 500
+
+
+def test_the_guards_can_fail():
+    assert wrong_imports("curves", "from .schedules import anneal_schedule") == ["schedules"]
+    assert wrong_imports("results", "from . import plots") == ["plots"]
+    assert wrong_imports("results", "def plot():\n    from . import plots") == []
+    assert rebinds("def f():\n    global x\n    x = 1") == [2]
+
+
+def test_only_two_rooms_import_matplotlib_and_flax():
+    for name, room in (("matplotlib", "plots"), ("flax", "nnx")):
+        users = {
+            path.stem for path in rooms() if f"import {name}" in path.read_text().replace("from ", "import ")
+        }
+        assert users <= {room}
+
+
+def test_public_surface_is_what_is_declared():
+    source = ast.parse((PACKAGE / "__init__.py").read_text())
+    imported = [node for node in source.body if isinstance(node, ast.ImportFrom) and node.level]
+    aliases = [alias for node in imported for alias in node.names]
+    assert all(alias.asname == alias.name for alias in aliases)
+    names = [alias.name for alias in aliases]
+    assert len(names) == len(set(names)) and set(names) == PUBLIC
+    for name, function in public_functions():
+        assert inspect.getdoc(function), name
+
+
+def test_import_is_light():
+    heavy = "matplotlib flax orbax chex sklearn tqdm".split()
+    code = (
+        f"import sys, jax, optax; before = set(sys.modules); import optax_lr; "
+        f"print(*[m for m in {heavy} if m in set(sys.modules) - before])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == ""
