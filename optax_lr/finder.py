@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, PyTree, ScalarLike
+from jaxtyping import Array, ScalarLike
 
 from . import checks, suggest
 from .batches import batch_orders, read_batches, shapes
 from .results import LRCurve, Suggestion
 from .sweep import Engine
-from .types import Metrics, Schedule
+from .types import Metrics, PyTree, Schedule
 
 QUICK_STEPS = 100
 QUICK_SEEDS = 3

@@ -18,12 +18,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree, ScalarLike
+from jaxtyping import Array, ScalarLike
 
 from . import checks
 from .batches import batch_orders, leading_axis
 from .results import SweepResult
-from .types import Metrics
+from .types import Metrics, PyTree
 
 StepFn = Callable[[PyTree, PyTree, PyTree, Array], tuple[PyTree, Metrics]]
 
