@@ -23,6 +23,11 @@ PUBLIC = {
     "curves",
     "anneal_schedule",
     "one_cycle_schedule",
+    "ScaleByLearningRateState",
+    "clear_learning_rate",
+    "get_learning_rate",
+    "scale_by_learning_rate",
+    "set_learning_rate",
 }
 
 
@@ -33,6 +38,15 @@ def rooms():
 def public_functions():
     """Every public name bound to a function, with the function."""
     return [(name, getattr(olr, name)) for name in sorted(PUBLIC) if inspect.isfunction(getattr(olr, name))]
+
+
+def functions_returning(annotation):
+    """The names of the public functions with that return annotation: the factories that a table must hold."""
+    return {
+        name
+        for name, function in public_functions()
+        if inspect.get_annotations(function).get("return") == annotation
+    }
 
 
 def wrong_imports(room, source):
