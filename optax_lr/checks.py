@@ -4,7 +4,9 @@ Concrete scalars come back as Python numbers, so that what is known when a sched
 float64; traced ones come back as arrays of the default float type or of int32.
 """
 
+import difflib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -77,6 +79,20 @@ def not_below(name: str, value: Any, floor_name: str, floor: Any) -> None:
     """
     if not (is_traced(value) or is_traced(floor)) and value < floor:
         raise _refusal(name, f"at least {floor_name}={floor!r}", repr(value))
+
+
+def listed(items: Iterable[Any], *, most: int = 10) -> str:
+    """The first few items, and how many more there are."""
+    every = [repr(item) for item in items]
+    rest = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + rest
+
+
+def close_match(item: Any, known: Iterable[Any]) -> str:
+    """What was probably meant by an item that is not among the known ones, else what there is."""
+    by_name = {str(other): other for other in known}
+    close = difflib.get_close_matches(str(item), by_name, n=1)
+    return f"did you mean {by_name[close[0]]!r}?" if close else f"there is {listed(by_name.values())}."
 
 
 def _as_float(name: str, value: Any, expected: str) -> float:
