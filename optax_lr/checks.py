@@ -56,19 +56,68 @@ def number(
     return scalar
 
 
-def steps(name: str, value: Any, *, minimum: int = 1) -> int | float | Array:
+def steps(name: str, value: Any, *, minimum: int = 1, whole: bool = False) -> int | float | Array:
     """A number of steps: an int where it is whole, else a float; a traced one is raised to `minimum`.
 
+    With `whole`, a fraction is refused, and a traced float is rounded down to an int32.
+
     Raises:
-      ValueError: a concrete value is not a finite scalar, is below `minimum`, or is above 2^31 - 1.
+      ValueError: a concrete value is not a finite scalar, is below `minimum`, is above 2^31 - 1, or has a
+        fraction that it may not have.
     """
+    expected = f"a {'whole ' if whole else ''}number of steps from {minimum} to 2^31 - 1"
     if is_traced(value):
         if value.ndim:
-            raise _refusal(name, "one number of steps", f"an array of shape {value.shape}")
-        dtype = jnp.int32 if jnp.issubdtype(value.dtype, jnp.integer) else float
-        return jnp.maximum(value.astype(dtype), minimum)
-    count = number(name, value, minimum=minimum, maximum=MAX_STEP)
-    return int(count) if count == int(count) else count
+            raise _refusal(name, expected, f"an array of shape {value.shape}")
+        if jnp.issubdtype(value.dtype, jnp.integer):
+            return jnp.maximum(value.astype(jnp.int32), minimum)
+        count = jnp.maximum(value.astype(float), minimum)
+        # The largest float32 below 2^31 is the largest that an int32 can take.
+        return jnp.minimum(count, 2.0**31 - 2.0**7).astype(jnp.int32) if whole else count
+    known = _as_float(name, value, expected)
+    if not (minimum <= known <= MAX_STEP and (known.is_integer() or not whole)):
+        raise _refusal(name, expected, repr(value))
+    return int(known) if known.is_integer() else known
+
+
+def boundaries(name: str, values: Any, *, number: int | None = None) -> list[int | float | Array]:
+    """Numbers of steps that do not decrease; where `number` is given, that many.
+
+    Raises:
+      ValueError: `values` is no sequence of numbers of steps of at least 0, decreases, or has another length.
+    """
+    try:
+        checked = [steps(f"{name}[{i}]", value, minimum=0) for i, value in enumerate(values)]
+    except TypeError as error:
+        raise _refusal(name, "a sequence of numbers of steps", repr(values)) from error
+    if number is not None and len(checked) != number:
+        raise _refusal(name, f"{number} numbers of steps", repr(values))
+    known = [value for value in checked if not is_traced(value)]
+    if known != sorted(known):
+        raise _refusal(name, "in increasing order", repr(values))
+    return checked
+
+
+def function(name: str, value: Any) -> Any:
+    """A function, such as a schedule.
+
+    Raises:
+      ValueError: `value` cannot be called.
+    """
+    if not callable(value):
+        raise _refusal(name, "a function", repr(value))
+    return value
+
+
+def choice(name: str, value: Any, options: tuple[str, ...]) -> str:
+    """One of a few words.
+
+    Raises:
+      ValueError: `value` is none of them.
+    """
+    if value not in options:
+        raise _refusal(name, "one of " + ", ".join(map(repr, options)), repr(value))
+    return value
 
 
 def not_below(name: str, value: Any, floor_name: str, floor: Any) -> None:
