@@ -17,6 +17,9 @@ Schedule: TypeAlias = Callable[[Step], Array]
 Curve: TypeAlias = Callable[[Array], Array]
 """The weight in [0, 1] at a progress in [0, 1]; it rises from 0 to 1."""
 
+Label: TypeAlias = str | int
+"""The name of a group of parameters; integers where groups have an order, from input to output."""
+
 Labels: TypeAlias = PyTree
 """A tree with the structure of the parameters and a label, a string or an integer, at every leaf."""
 

@@ -30,6 +30,28 @@ PUBLIC = {
     "curves",
     "anneal_schedule",
     "one_cycle_schedule",
+    "Labeler",
+    "describe_labels",
+    "fan_in_multipliers",
+    "geometric_multipliers",
+    "label_by_depth",
+    "label_by_fan_in",
+    "label_by_path",
+    "layer_decay",
+    "ScaleByLabelState",
+    "UnfreezeAtState",
+    "ZeroUntilState",
+    "fine_tune",
+    "scale_by_label",
+    "set_unfreezing_steps",
+    "train_only",
+    "unfreeze_at",
+    "zero_until",
+    "ScaleByLearningRateState",
+    "clear_learning_rate",
+    "get_learning_rate",
+    "scale_by_learning_rate",
+    "set_learning_rate",
 }
 
 
@@ -40,6 +62,15 @@ def rooms():
 def public_functions():
     """Every public name bound to a function, with the function."""
     return [(name, getattr(olr, name)) for name in sorted(PUBLIC) if inspect.isfunction(getattr(olr, name))]
+
+
+def functions_returning(annotation):
+    """The names of the public functions with that return annotation: the factories that a table must hold."""
+    return {
+        name
+        for name, function in public_functions()
+        if inspect.get_annotations(function).get("return") == annotation
+    }
 
 
 def wrong_imports(room, source):
