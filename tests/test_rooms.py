@@ -13,16 +13,40 @@ import optax_lr as olr
 PACKAGE = pathlib.Path(olr.__file__).parent
 
 # From the first to the last: a room imports from rooms before it.
-ROOMS = """types checks curves cycles schedules compose learning_rate labels layerwise gains plateau results
-    sweep suggest diagnose finder snapshots plots nnx""".split()
+ROOMS = """types checks curves cycles schedules decays cyclical compose learning_rate labels layerwise gains
+    plateau results sweep suggest diagnose finder snapshots plots nnx""".split()
 
 # A method of `results` may import `plots`, so that a suggestion shows its picture.
 INSIDE_FUNCTIONS = {("results", "plots")}
 
 PUBLIC = {
-    "curves",
+    "Cycles",
     "anneal_schedule",
+    "clip_schedule",
+    "curves",
+    "cyclical_momentum_schedule",
+    "cyclical_schedule",
+    "exponential_decay_schedule",
+    "geometric_schedule",
+    "in_epochs",
+    "inverse_sqrt_schedule",
+    "inverse_time_schedule",
+    "join_schedules",
+    "knot_schedule",
+    "multiply_schedules",
+    "multistep_decay_schedule",
+    "one_cycle_momentum_schedule",
     "one_cycle_schedule",
+    "polynomial_decay_schedule",
+    "rescale_for_batch",
+    "sample_schedule",
+    "scale_schedule",
+    "sgdr_schedule",
+    "shift_schedule",
+    "slanted_triangular_schedule",
+    "step_decay_schedule",
+    "warmup_stable_decay_schedule",
+    "with_warmup",
 }
 
 
