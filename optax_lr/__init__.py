@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from . import curves as curves
+from . import suggest as suggest
 from .compose import clip_schedule as clip_schedule
 from .compose import in_epochs as in_epochs
 from .compose import join_schedules as join_schedules
@@ -22,6 +23,8 @@ from .decays import inverse_time_schedule as inverse_time_schedule
 from .decays import multistep_decay_schedule as multistep_decay_schedule
 from .decays import polynomial_decay_schedule as polynomial_decay_schedule
 from .decays import step_decay_schedule as step_decay_schedule
+from .finder import lr_find as lr_find
+from .finder import lr_sweep as lr_sweep
 from .labels import Labeler as Labeler
 from .labels import describe_labels as describe_labels
 from .labels import fan_in_multipliers as fan_in_multipliers
@@ -44,6 +47,9 @@ from .learning_rate import clear_learning_rate as clear_learning_rate
 from .learning_rate import get_learning_rate as get_learning_rate
 from .learning_rate import scale_by_learning_rate as scale_by_learning_rate
 from .learning_rate import set_learning_rate as set_learning_rate
+from .results import LRCurve as LRCurve
+from .results import Suggestion as Suggestion
+from .results import SweepResult as SweepResult
 from .schedules import anneal_schedule as anneal_schedule
 from .schedules import geometric_schedule as geometric_schedule
 from .schedules import knot_schedule as knot_schedule
@@ -51,5 +57,6 @@ from .schedules import one_cycle_momentum_schedule as one_cycle_momentum_schedul
 from .schedules import one_cycle_schedule as one_cycle_schedule
 from .schedules import slanted_triangular_schedule as slanted_triangular_schedule
 from .schedules import warmup_stable_decay_schedule as warmup_stable_decay_schedule
+from .sweep import sweep as sweep
 
 __version__ = _version("optax-lr")

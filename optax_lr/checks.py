@@ -56,6 +56,17 @@ def number(
     return scalar
 
 
+def concrete(name: str, value: Any, **bounds: float | None) -> float:
+    """A finite scalar within bounds, as `number`, that must be known now.
+
+    Raises:
+      ValueError: the value is traced, or what `number` refuses.
+    """
+    if is_traced(value):
+        raise _refusal(name, "a concrete number", "a traced one")
+    return float(number(name, value, **bounds))
+
+
 def steps(name: str, value: Any, *, minimum: int = 1, whole: bool = False) -> int | float | Array:
     """A number of steps: an int where it is whole, else a float; a traced one is raised to `minimum`.
 
@@ -118,6 +129,17 @@ def choice(name: str, value: Any, options: tuple[str, ...]) -> str:
     if value not in options:
         raise _refusal(name, "one of " + ", ".join(map(repr, options)), repr(value))
     return value
+
+
+def size(name: str, value: Any) -> int:
+    """A concrete whole number of at least 1, for what sizes an array.
+
+    Raises:
+      ValueError: the value is traced, not whole, or below 1.
+    """
+    if is_traced(value):
+        raise _refusal(name, "a concrete number, since it sizes an array", "a traced one")
+    return int(steps(name, value, whole=True))
 
 
 def not_below(name: str, value: Any, floor_name: str, floor: Any) -> None:

@@ -59,9 +59,14 @@ def table(numbers: np.ndarray) -> Time:
     return Time(jnp.asarray(whole.astype(np.uint32)), jnp.asarray(parts, float) if parts.any() else 0)
 
 
+def row(rows: Array, index: Array) -> Array:
+    """One row of an array, by an index within it."""
+    return lax.dynamic_index_in_dim(rows, index, keepdims=False, allow_negative_indices=False)
+
+
 def entry(times: Time, index: Array) -> Time:
     """One time of a table."""
-    return Time(times.whole[index], times.part if _is_whole(times) else times.part[index])
+    return Time(row(times.whole, index), times.part if _is_whole(times) else row(times.part, index))
 
 
 def later(time: Time, wait: Time) -> Time:
@@ -76,26 +81,30 @@ def later(time: Time, wait: Time) -> Time:
 
 def reached(time: Time, start: Time) -> Any:
     """Whether a time is at or after a start."""
-    if _is_whole(time) and _is_whole(start):
-        return time.whole >= start.whole
-    return (time.whole > start.whole) | ((time.whole == start.whole) & (time.part >= start.part))
+    whole, begin = _unsigned(time.whole), _unsigned(start.whole)
+    if _is_whole(start):
+        return whole >= begin
+    return (whole > begin) | ((whole == begin) & (time.part >= start.part))
 
 
 def since(time: Time, start: Time) -> Time:
     """The time since a start, 0 before it; one of both is an array."""
     after = reached(time, start)
-    if _is_whole(time) and _is_whole(start):
-        return Time(jnp.where(after, time.whole - start.whole, 0))
+    passed = _unsigned(time.whole) - _unsigned(start.whole)
+    if _is_whole(start):
+        part = time.part if _is_whole(time) else jnp.where(after, time.part, 0.0)
+        return Time(jnp.where(after, passed, 0), part)
     part = time.part - start.part
     borrow = part < 0
-    return Time(jnp.where(after, time.whole - start.whole - borrow, 0), jnp.where(after, part + borrow, 0.0))
+    return Time(jnp.where(after, passed - borrow, 0), jnp.where(after, part + borrow, 0.0))
 
 
 def as_float(time: Time) -> Float[Array, "*table"]:
     """A time as one number of the default float type."""
     if isinstance(time.whole, int) and isinstance(time.part, int | float):
         return jnp.asarray(time.whole + time.part, float)
-    return jnp.asarray(time.whole).astype(float) + time.part
+    whole = jnp.asarray(time.whole).astype(float)
+    return whole if _is_whole(time) else whole + time.part
 
 
 def divide(time: Time, period: Time) -> tuple[Int[Array, ""], Time]:
@@ -104,8 +113,9 @@ def divide(time: Time, period: Time) -> tuple[Int[Array, ""], Time]:
     A whole period is divided in integers; one with a fraction in floating point, where the remainder is exact
     for the float it is given.
     """
-    count = lax.div(time.whole, jnp.maximum(jnp.asarray(period.whole, jnp.uint32), 1))
-    rest = time.whole - count * period.whole
+    size = jnp.maximum(_unsigned(period.whole), 1)
+    count = lax.div(time.whole, size)
+    rest = time.whole - count * size
     if _is_whole(period):
         return count.astype(jnp.int32), Time(rest, time.part)
     t, length = as_float(time), as_float(period)
@@ -199,18 +209,15 @@ class Cycles:
         """
         time = clock(step)
         unlimited = self._index(time)
-        over = False if self.limit is None else unlimited >= self.limit
-        index = unlimited if self.limit is None else jnp.minimum(unlimited, jnp.asarray(self.limit) - 1)
+        index = unlimited if self.limit is None else jnp.minimum(unlimited, self.limit - 1)
         start, length, lead, real_length = self._bounds(index)
-        offset = time.whole.astype(jnp.int32) - start.astype(jnp.int32)
-        progress = (offset.astype(float) + lead + time.part) / real_length
-        below_1 = 1 - float(jnp.finfo(progress.dtype).epsneg)
-        return Position(
-            index.astype(jnp.int32),
-            jnp.where(over, length, offset),
-            length,
-            jnp.where(over, 1.0, jnp.minimum(progress, below_1)),
-        )
+        offset = time.whole.astype(jnp.int32) - start
+        share = as_float(Time(offset, lead + time.part)) / real_length
+        progress = jnp.minimum(share, 1 - float(jnp.finfo(share.dtype).epsneg))
+        if self.limit is None:
+            return Position(index, offset, length, progress)
+        over = unlimited >= self.limit
+        return Position(index, jnp.where(over, length, offset), length, jnp.where(over, 1.0, progress))
 
     def is_end(self, step: Step) -> Bool[Array, ""]:
         """Whether a step is the last whole one of its cycle."""
@@ -256,18 +263,18 @@ class Cycles:
             starts = self._starts()
             whole = np.ceil(starts)
             lengths = np.minimum(np.diff(whole), checks.MAX_STEP)
-            start, length = (jnp.asarray(row, jnp.int32)[index] for row in (whole[:-1], lengths))
-            lead, real = (jnp.asarray(row, float)[index] for row in ((whole - starts)[:-1], np.diff(starts)))
-            return start, length, lead, real
+            start, length = (row(jnp.asarray(rows, jnp.int32), index) for rows in (whole[:-1], lengths))
+            leads, real = (jnp.asarray(rows, float) for rows in ((whole - starts)[:-1], np.diff(starts)))
+            return start, length, row(leads, index), row(real, index)
         first = jnp.asarray(self.first, jnp.int32)
         if self.growth == 1:
             return first * index, first, 0, first.astype(float)
         starts = _real_starts(1, self.growth)
         sizes = np.minimum(np.diff(starts), checks.MAX_STEP)
-        size = jnp.asarray(sizes, jnp.int32)[index]
-        length = jnp.where(size > checks.MAX_STEP // first, checks.MAX_STEP, first * size)
-        real = first.astype(float) * jnp.asarray(np.diff(starts), float)[index]
-        return first * jnp.asarray(starts[:-1], jnp.int32)[index], length, 0, real
+        size = row(jnp.asarray(sizes, jnp.int32), index)
+        length = jnp.where(size > lax.div(jnp.int32(checks.MAX_STEP), first), checks.MAX_STEP, first * size)
+        real = first.astype(float) * row(jnp.asarray(np.diff(starts), float), index)
+        return first * row(jnp.asarray(starts[:-1], jnp.int32), index), length, 0, real
 
 
 @functools.cache
@@ -276,7 +283,7 @@ def _real_starts(first: int, growth: float) -> np.ndarray:
     cycles = int(math.log1p(checks.MAX_STEP * (growth - 1) / first) / math.log(growth)) + 1
     if cycles > MAX_CYCLES:
         raise ValueError(
-            f"growth={growth!r} from first={first!r} makes {cycles} cycles in 2^31 steps, more than {MAX_CYCLES}."
+            f"growth={growth!r} from first={first!r} makes {cycles} cycles in 2^31 steps, over {MAX_CYCLES}."
         )
     # One more than the logarithm says, for it may be a rounding error short.
     starts = first * (growth ** np.arange(cycles + 2, dtype=np.float64) - 1) / (growth - 1)
@@ -298,6 +305,10 @@ def _split(count: Any) -> Time:
     return Time(whole.astype(jnp.uint32), bounded - whole)
 
 
+def _unsigned(whole: Any) -> Any:
+    return np.uint32(whole) if isinstance(whole, int) else whole
+
+
 def _is_whole(time: Time) -> bool:
     return isinstance(time.part, int)
 
@@ -305,5 +316,4 @@ def _is_whole(time: Time) -> bool:
 def _saturating_sum(a: Any, b: Any) -> Any:
     if isinstance(a, int) and isinstance(b, int):
         return min(a + b, _MAX_WHOLE)
-    first, second = jnp.asarray(a, jnp.uint32), jnp.asarray(b, jnp.uint32)
-    return first + jnp.minimum(second, ~first)
+    return _unsigned(a) + jnp.minimum(_unsigned(b), ~_unsigned(a))

@@ -4,7 +4,7 @@ The cost is that of one cycle, however many there are.
 """
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, ScalarLike
@@ -153,26 +153,29 @@ def sgdr_schedule(
     def schedule(step: Step) -> Array:
         position = rounds.position(step)
         top = peak * jnp.exp(position.index.astype(float) * log_decay)
-        value = blend(top, end, curve(position.progress))
         if checks.is_traced(warmup) or warmup > 0:
-            value = jnp.where(warmup == 0, value, _warmed_up(end, top, curve, clock(step), position, warmup))
+            weight = _after_warmup(position, clock(step).part, warmup, curve)
+        else:
+            weight = curve(position.progress)
+        value = blend(top, end, weight)
+        if rounds.limit is None:
+            return value
         return jnp.where(position.progress < 1, value, jnp.asarray(end, float))
 
     return schedule
 
 
-def _warmed_up(
-    low: ScalarLike, top: Array, curve: Curve, time: Time, position: Position, warmup_steps: ScalarLike
-) -> Array:
-    """A straight rise at the start of a cycle, and a fall in the rest of its whole steps."""
-    rest = since(time, Time(time.whole - position.offset.astype(jnp.uint32)))
-    warmup = span(warmup_steps)
-    fall = since(Time(position.length.astype(jnp.uint32)), warmup)
-    return jnp.where(
-        reached(rest, warmup),
-        phase(top, low, curve, since(rest, warmup), fall),
-        phase(low, top, curves.linear, rest, warmup),
-    )
+def _after_warmup(position: Position, part: Any, warmup: Any, curve: Curve) -> Array:
+    """How far the value is from the peak: a straight rise, then a fall in the rest of the whole steps."""
+    offset = jnp.maximum(position.offset, 0)
+    # A float step between a cycle's real start and its first whole step has not begun to rise.
+    within = part if isinstance(part, int) else jnp.where(position.offset < 0, 0.0, part)
+    rising = offset < warmup
+    rise = as_float(Time(offset, within)) / jnp.asarray(jnp.maximum(warmup, 1), float)
+    fallen = Time(jnp.where(rising, 0, offset - warmup), within)
+    fall = as_float(fallen) / jnp.maximum(position.length - warmup, 1).astype(float)
+    progress = jnp.where(warmup == 0, position.progress, fall) if checks.is_traced(warmup) else fall
+    return jnp.where(rising, 1 - rise, curve(progress))
 
 
 def _height(

@@ -14,10 +14,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import PyTree, ScalarLike
+from jaxtyping import ScalarLike
 
 from . import checks
-from .types import Label, Labels
+from .types import Label, Labels, PyTree
 
 Leaves = Sequence[tuple[str, Any]]
 

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Array, ScalarLike
 
 from . import checks, curves
-from .cycles import Time, as_float, clock, divide, entry, reached, since, span, table
+from .cycles import Time, as_float, clock, divide, entry, reached, row, since, span, table
 from .types import Curve, Schedule, Step
 
 
@@ -230,7 +230,7 @@ def warmup_stable_decay_schedule(
     decay = span(checks.steps("decay_steps", decay_steps, minimum=0))
     number_of_cycles = checks.steps("cycles", cycles, whole=True)
     decay_start, period = span(warmup, stable), span(warmup, stable, decay)
-    if period == Time(0):
+    if isinstance(period.whole, int) and period == Time(0):
         raise ValueError(
             f"warmup_steps={warmup_steps!r}, stable_steps={stable_steps!r} and decay_steps={decay_steps!r} "
             "leave the schedule without a step."
@@ -337,7 +337,7 @@ def knot_schedule(knots: Mapping[ScalarLike, ScalarLike], *, curve: Curve = curv
         time = clock(step)
         index = jnp.sum(reached(time, stops), dtype=jnp.int32)
         passed = since(time, entry(starts, index))
-        return phase(inits[index], ends[index], curve, passed, entry(lengths, index))
+        return phase(row(inits, index), row(ends, index), curve, passed, entry(lengths, index))
 
     return schedule
 

@@ -13,38 +13,69 @@ import optax_lr as olr
 PACKAGE = pathlib.Path(olr.__file__).parent
 
 # From the first to the last: a room imports from rooms before it.
-ROOMS = """types checks curves cycles schedules compose learning_rate labels layerwise gains plateau results
-    sweep suggest diagnose finder snapshots plots nnx""".split()
+ROOMS = """types checks curves cycles schedules decays cyclical compose learning_rate labels layerwise gains
+    plateau results batches sweep suggest diagnose finder snapshots plots nnx""".split()
 
 # A method of `results` may import `plots`, so that a suggestion shows its picture.
 INSIDE_FUNCTIONS = {("results", "plots")}
 
 PUBLIC = {
-    "curves",
     "anneal_schedule",
-    "one_cycle_schedule",
-    "Labeler",
+    "clear_learning_rate",
+    "clip_schedule",
+    "curves",
+    "Cycles",
+    "cyclical_momentum_schedule",
+    "cyclical_schedule",
     "describe_labels",
+    "exponential_decay_schedule",
     "fan_in_multipliers",
+    "fine_tune",
     "geometric_multipliers",
+    "geometric_schedule",
+    "get_learning_rate",
+    "in_epochs",
+    "inverse_sqrt_schedule",
+    "inverse_time_schedule",
+    "join_schedules",
+    "knot_schedule",
     "label_by_depth",
     "label_by_fan_in",
     "label_by_path",
+    "Labeler",
     "layer_decay",
-    "ScaleByLabelState",
-    "UnfreezeAtState",
-    "ZeroUntilState",
-    "fine_tune",
+    "lr_find",
+    "lr_sweep",
+    "LRCurve",
+    "multiply_schedules",
+    "multistep_decay_schedule",
+    "one_cycle_momentum_schedule",
+    "one_cycle_schedule",
+    "polynomial_decay_schedule",
+    "rescale_for_batch",
+    "sample_schedule",
     "scale_by_label",
+    "scale_by_learning_rate",
+    "scale_schedule",
+    "ScaleByLabelState",
+    "ScaleByLearningRateState",
+    "set_learning_rate",
     "set_unfreezing_steps",
+    "sgdr_schedule",
+    "shift_schedule",
+    "slanted_triangular_schedule",
+    "step_decay_schedule",
+    "suggest",
+    "Suggestion",
+    "sweep",
+    "SweepResult",
     "train_only",
     "unfreeze_at",
+    "UnfreezeAtState",
+    "warmup_stable_decay_schedule",
+    "with_warmup",
     "zero_until",
-    "ScaleByLearningRateState",
-    "clear_learning_rate",
-    "get_learning_rate",
-    "scale_by_learning_rate",
-    "set_learning_rate",
+    "ZeroUntilState",
 }
 
 
