@@ -255,8 +255,7 @@ def unfreeze_at(
     {'body': -0.5, 'head': -0.5}
 
     Source: gradual unfreezing (Howard & Ruder 2018, arXiv:1801.06146, section 3.3): one group an epoch,
-      from the
-    head down.
+    from the head down.
     """
     clock = zero_until(labels, starts)
     names = {str(label) for label in starts}
@@ -372,7 +371,7 @@ def fine_tune(
     {'block': 0.0, 'embed': 0.0, 'head': -1.0}
     {'block': -0.5, 'embed': 0.0, 'head': -1.0}
 
-    Source: ULMFiT's fine-tuning (Howard & Ruder 2018, arXiv:1801.06146, section 3.2 and 3.3).
+    Source: ULMFiT's fine-tuning (Howard & Ruder 2018, arXiv:1801.06146, sections 3.2 and 3.3).
     """
     never = [frozen] if isinstance(frozen, str | int) else list(frozen)
     for label in starts or ():
