@@ -186,7 +186,10 @@ class Cycles:
         set_ = functools.partial(object.__setattr__, self)
         set_("growth", checks.number("growth", self.growth, minimum=1, maximum=checks.MAX_STEP))
         set_("first", checks.steps("first", self.first, whole=True))
-        set_("limit", None if self.limit is None else checks.steps("limit", self.limit, whole=True))
+        set_(
+            "limit",
+            None if self.limit is None else checks.steps("limit", self.limit, whole=True, unit="cycles"),
+        )
         if not self.growth.is_integer():
             self._starts()
 

@@ -228,7 +228,7 @@ def warmup_stable_decay_schedule(
     warmup = span(checks.steps("warmup_steps", warmup_steps, minimum=0))
     stable = span(checks.steps("stable_steps", stable_steps, minimum=0))
     decay = span(checks.steps("decay_steps", decay_steps, minimum=0))
-    number_of_cycles = checks.steps("cycles", cycles, whole=True)
+    number_of_cycles = checks.steps("cycles", cycles, whole=True, unit="cycles")
     decay_start, period = span(warmup, stable), span(warmup, stable, decay)
     if isinstance(period.whole, int) and period == Time(0):
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Writes torch_oracles.json: rates and momenta of PyTorch's schedulers, for other arguments than oracles.json.
+"""Writes torch_oracles.json: rates and momenta of PyTorch's schedulers at further arguments.
 
 Run with `python tests/torch_oracles.py` where torch 2.13.0 is installed; the tests need the file alone.
 """
