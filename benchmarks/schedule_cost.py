@@ -1,4 +1,4 @@
-"""What a schedule costs to trace and compile, and how far it errs, beside Optax's. Run from the repository."""
+"""What a schedule costs to trace and compile, and how far it errs, beside Optax's."""
 
 import time
 

@@ -6,10 +6,10 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
-import optax_lr as olr  # noqa: E402
-from optax_lr.plots import plot_schedules  # noqa: E402
+import optax_lr as olr
+from optax_lr.plots import plot_schedules
 
 STEPS = 200
 TARGET = pathlib.Path(__file__).parents[1] / "docs" / "schedules.png"

@@ -9,7 +9,7 @@ import references
 
 import optax_lr as olr
 
-PROGRESS = np.linspace(0, 1, 257, dtype=np.float32)
+PROGRESS = jax.numpy.linspace(0, 1, 257)
 
 # A curve, or the maker of curves and its arguments.
 CURVES = {
@@ -49,7 +49,7 @@ def test_curve(name, arguments, backwards):
     if backwards:
         curve, reference = olr.curves.reverse(curve), references.reverse(reference)
     weights = jax.jit(curve)(PROGRESS)
-    np.testing.assert_allclose(weights, reference(PROGRESS.astype(np.float64)), rtol=0, atol=5e-7)
+    np.testing.assert_allclose(weights, reference(np.asarray(PROGRESS, np.float64)), rtol=0, atol=5e-7)
     assert (np.diff(weights) >= 0).all()
     assert np.isfinite(jax.vmap(jax.grad(curve))(PROGRESS)).all()
     if name != "tanh":

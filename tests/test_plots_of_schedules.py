@@ -7,9 +7,9 @@ import pytest
 import optax_lr as olr
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
-from optax_lr import plots  # noqa: E402
+from optax_lr import plots
 
 
 @pytest.fixture(autouse=True)
