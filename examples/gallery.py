@@ -39,7 +39,7 @@ GALLERY = {
         ),
     },
     "sgdr_schedule": {
-        "growth=2": olr.sgdr_schedule(1.0, 0.0, olr.Cycles(28, growth=2)),
+        "growth=2": olr.sgdr_schedule(1.0, 0.0, olr.Cycles(29, growth=2)),
         "warm-up, peak_decay": olr.sgdr_schedule(0.8, 0.0, olr.Cycles(50), peak_decay=0.7, warmup_steps=8),
     },
     "cyclical_schedule": {
@@ -78,7 +78,7 @@ def main() -> None:
         plot_schedules(schedules, STEPS, ax=ax)
         ax.set_title(title, fontsize=11)
         ax.legend(fontsize=8, frameon=False, loc="upper right")
-        ax.set_ylim(0, 1.3)
+        ax.set_ylim(0, 1.42)
         ax.spines[["top", "right"]].set_visible(False)
         ax.label_outer()
     TARGET.parent.mkdir(exist_ok=True)
