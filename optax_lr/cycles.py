@@ -118,8 +118,8 @@ def divide(time: Time, period: Time) -> tuple[Int[Array, ""], Time]:
     rest = time.whole - count * size
     if _is_whole(period):
         return count.astype(jnp.int32), Time(rest, time.part)
-    t, length = as_float(time), as_float(period)
-    length = jnp.where(length > 0, length, 1)
+    t, stated = as_float(time), as_float(period)
+    length = jnp.where(stated > 0, stated, 1)
     remainder = lax.rem(t, length)
     float_count = jnp.round((t - remainder) / length).astype(jnp.int32)
     float_rest = _split(remainder)

@@ -394,9 +394,9 @@ def _one_cycle(
         time = clock(step)
         rise = phase(first, middle, curve, time, at_turn)
         fall = phase(first if three_phase else middle, last, curve, since(time, at_back), remaining)
-        if three_phase:
-            return_ = phase(middle, first, curve, since(time, at_turn), at_turn)
-            fall = jnp.where(reached(time, at_back), fall, return_)
-        return jnp.where(reached(time, at_turn), fall, rise)
+        if not three_phase:
+            return jnp.where(reached(time, at_turn), fall, rise)
+        back_down = phase(middle, first, curve, since(time, at_turn), at_turn)
+        return jnp.where(reached(time, at_back), fall, jnp.where(reached(time, at_turn), back_down, rise))
 
     return schedule
