@@ -4,8 +4,10 @@ A job is one call after another of one program on some lanes: one lane of one se
 seeds, of which a mesh gives every device an equal share.
 """
 
+import functools
 import math
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -132,29 +134,36 @@ def choose(
 def lanes_that_fit(bytes_of: Callable[[int], int], limit: int, most: int) -> int:
     """The largest number of lanes, from 1 to `most`, whose program needs at most `limit` bytes.
 
-    Bytes grow about linearly with lanes. Two programs predict the rest; what is predicted is compiled, predicts
-    again from farther out, and is lowered by a tenth until it holds.
+    Bytes grow about linearly with lanes. Two programs predict the rest; what is predicted is compiled, and then
+    either predicts again from farther out or is lowered by a tenth until it holds.
 
     >>> lanes_that_fit(lambda lanes: 100 + 30 * lanes, 500, 64)
     13
     """
-    one = bytes_of(1)
-    if most == 1 or one >= limit:
+    need = functools.cache(bytes_of)
+    if most == 1 or need(1) >= limit:
         return 1
 
     def predicted(width: int) -> int:
-        per_lane = max(1, (bytes_of(width) - one) // (width - 1))
-        return max(2, min(most, 1 + (limit - one) // per_lane))
+        per_lane = max(1, (need(width) - need(1)) // (width - 1))
+        return max(2, min(most, 1 + (limit - need(1)) // per_lane))
 
-    width = predicted(predicted(2))
-    while width > 1 and bytes_of(width) > limit:
+    width = predicted(2)
+    if need(width) <= limit and need(farther := predicted(width)) <= limit:
+        return max(width, farther)
+    while width > 1 and need(width) > limit:
         width = width * 9 // 10
     return width
 
 
 def bytes_needed(lowered: Any) -> int:
-    """How many bytes of a device's memory a lowered program needs, compiled."""
-    memory = lowered.compile().memory_analysis()
+    """How many bytes of a device's memory a program needs; more than any has where the compiler gives up."""
+    try:
+        memory = lowered.compile().memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        return sys.maxsize
     sizes = memory.temp_size_in_bytes + memory.argument_size_in_bytes + memory.output_size_in_bytes
     return sizes - memory.alias_size_in_bytes
 

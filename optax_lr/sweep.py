@@ -232,6 +232,13 @@ class Engine:
             _take(eval_batch, 0) if per_seed else eval_batch,
             str(jax.random.key_impl(root)),
         )
+
+        def bytes_of(width: int) -> int:
+            train, arguments = self.batched_program(
+                start, feed.lanes, batches, width=width, seeds=num_seeds, per_seed=per_seed
+            )
+            return bytes_needed(train.lower(*arguments))
+
         place = choose(
             start,
             num_lanes=num_lanes,
@@ -240,9 +247,7 @@ class Engine:
             mesh=self._mesh,
             per_seed=per_seed,
             convolves="conv_general_dilated" in form.program,
-            bytes_of=lambda width: bytes_needed(
-                self.lowered(start, lanes, batches, width=width, seeds=num_seeds, per_seed=per_seed)
-            ),
+            bytes_of=bytes_of,
         )
         if not carry_per_seed and place.layout.batched:
             feed = feed._replace(
@@ -368,7 +373,7 @@ class Engine:
             )
         return self._made[which]
 
-    def lowered(
+    def batched_program(
         self,
         start: PyTree,
         lanes: PyTree,
@@ -377,8 +382,8 @@ class Engine:
         width: int,
         seeds: int = 1,
         per_seed: bool = False,
-    ) -> Any:
-        """The training program of `width` lanes in one `vmap`, lowered: for its flops, bytes and text.
+    ) -> tuple[Any, tuple]:
+        """The training program of `width` lanes in one `vmap`, and the shapes of its arguments, for `.lower`.
 
         `lanes` and `batches` are as in `run`; only shapes and dtypes are looked at.
         """
@@ -404,7 +409,7 @@ class Engine:
         lane, step = shaped(lanes, width, drop=1), jax.ShapeDtypeStruct((), jnp.int32)
         run = jax.eval_shape(made.start, shaped(start, seeds), lane)
         order = jax.ShapeDtypeStruct((seeds, self.num_steps), jnp.int32)
-        return made.train.lower(run, step, step, lane, shaped(batches), order, shaped(key, seeds))
+        return made.train, (run, step, step, lane, shaped(batches), order, shaped(key, seeds))
 
     def _identity(self, form: Form, carry: PyTree, feed: _Feed, place: Place) -> dict[str, Any]:
         """What makes a checkpoint this sweep's: everything that its bits depend on."""

@@ -264,17 +264,16 @@ def test_folds_of_a_cross_validation_are_seeds(lanes_at_once):
 
 def test_lanes_fill_the_memory_that_there_is():
     engine, start = Engine(step, num_steps=5), {"x": jnp.zeros(1000)}
-    need = [
-        bytes_needed(engine.lowered(start, LANES, BATCHES[:, :1], width=width, seeds=2))
-        for width in (1, 2, 4, 8)
-    ]
-    assert need == sorted(need) and need[3] > 4 * need[0]
     asked = []
 
     def bytes_of(width):
         asked.append(width)
-        return bytes_needed(engine.lowered(start, LANES, BATCHES[:, :1], width=width, seeds=2))
+        train, arguments = engine.batched_program(start, LANES, BATCHES[:, :1], width=width, seeds=2)
+        return bytes_needed(train.lower(*arguments))
 
+    need = [bytes_of(width) for width in (1, 2, 4, 8)]
+    assert need == sorted(need) and need[3] > 4 * need[0]
+    asked.clear()
     assert lanes_that_fit(bytes_of, need[2], 64) == 4 and len(asked) <= 5
     assert lanes_that_fit(lambda width: 100 * width, 50, 64) == 1
     assert 1 < lanes_that_fit(lambda width: 100 * width**2, 2500, 64) <= 5
