@@ -13,8 +13,8 @@ import optax_lr as olr
 PACKAGE = pathlib.Path(olr.__file__).parent
 
 # From the first to the last: a room imports from rooms before it.
-ROOMS = """types checks curves cycles schedules compose learning_rate labels layerwise gains plateau results
-    sweep suggest diagnose finder snapshots plots nnx""".split()
+ROOMS = """types checks curves cycles schedules compose learning_rate labels layerwise gains resilient plateau
+    results sweep suggest diagnose finder snapshots plots nnx""".split()
 
 # A method of `results` may import `plots`, so that a suggestion shows its picture.
 INSIDE_FUNCTIONS = {("results", "plots")}
@@ -23,6 +23,12 @@ PUBLIC = {
     "curves",
     "anneal_schedule",
     "one_cycle_schedule",
+    "GainStatistics",
+    "gain_statistics",
+    "reduce_on_plateau",
+    "scale_by_delta_bar_delta",
+    "scale_by_local_gains",
+    "scale_by_rprop",
 }
 
 
