@@ -12,6 +12,10 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest -n $(WORKERS)
+	$(VENV)/bin/python -m pytest tests/devices
+
+test-accelerators: $(ACCELERATORS)/.installed
+	$(ACCELERATORS)/bin/python -m pytest tests/accelerators
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
@@ -22,13 +26,15 @@ bench: $(VENV)/.installed
 	$(VENV)/bin/python -m pip install --quiet '.[bench]'
 	for script in benchmarks/*.py; do $(VENV)/bin/python $$script || exit 1; done
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: EXTRAS := flax,plots,checkpoints,examples,dev
+$(ACCELERATORS)/.installed: EXTRAS := accelerators,dev
+$(VENV)/.installed $(ACCELERATORS)/.installed: %/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "optax-lr needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 	  { echo "Python's venv module is missing. On Debian or Ubuntu: apt install python3-venv"; exit 1; }
-	$(PYTHON) -m venv $(VENV)
-	$(VENV)/bin/python -m pip install --quiet --editable '.[flax,plots,checkpoints,examples,dev]'
+	$(PYTHON) -m venv $*
+	$*/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
 clean:

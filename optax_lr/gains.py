@@ -20,6 +20,8 @@ import optax
 from jaxtyping import Array, ArrayLike, Bool, Float, PyTree, ScalarLike
 
 from . import checks
+from .learning_rate import scale_by_learning_rate
+from .types import Schedule
 
 SMALLEST, LARGEST = 2.0**-30, 2.0**30
 
@@ -31,7 +33,8 @@ class Gains(NamedTuple):
     """One float32 for each parameter (see `code`), and the lowest and highest size that it may have."""
 
     coded: PyTree
-    bounds: Float[Array, "2"]
+    low: Float[Array, ""]
+    high: Float[Array, ""]
 
 
 class LocalGainsState(NamedTuple):
@@ -110,7 +113,7 @@ def checked_bounds(low_name: str, low: ScalarLike, high_name: str, high: ScalarL
 
 def gains_of(coded: PyTree, bounds: Bounds) -> Gains:
     """The part of a state that says how large each gain is, and may be."""
-    return Gains(coded, jnp.asarray(bounds, jnp.float32))
+    return Gains(coded, *(jnp.asarray(bound, jnp.float32) for bound in bounds))
 
 
 def scale_by_local_gains(
@@ -308,6 +311,60 @@ def scale_by_delta_bar_delta(
     return optax.GradientTransformationExtraArgs(init, update)
 
 
+def local_gains(
+    learning_rate: ScalarLike | Schedule,
+    *,
+    momentum: ScalarLike | None = 0.9,
+    nesterov: bool = False,
+    increase: ScalarLike = 0.05,
+    decrease: ScalarLike = 0.95,
+    min_gain: ScalarLike = 0.1,
+    max_gain: ScalarLike = 10.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Gradient descent with local gains: `scale_by_local_gains`, then a learning rate.
+
+    w <- w - learning_rate * velocity,   velocity <- momentum * velocity + gain * g
+
+    Where curvature lies along the parameters' own axes, gains stand in for a preconditioner; where it does
+    not, they help less, and a momentum that is tuned to the problem (0.96 to 0.99) does as well or better.
+
+    Args:
+      learning_rate: at least 0, or a schedule; multiplies every gain. As in Optax, it is outside the
+        velocity.
+      momentum: the share of the velocity kept at each step, in [0, 1), or None.
+      nesterov: whether the update looks one step ahead; needs momentum.
+      increase: what agreement of signs adds to a gain, at least 0.
+      decrease: what disagreement multiplies it by, in (0, 1].
+      min_gain: the smallest gain, in [2^-30, 2^30].
+      max_gain: the largest gain, from `min_gain` to 2^30.
+
+    Returns:
+      An optimizer whose rate `get_learning_rate` reads. A non-finite gradient is passed on.
+
+    Raises:
+      ValueError: a concrete number is out of its range, or `nesterov` is set without momentum.
+
+    >>> optimizer = local_gains(0.1, momentum=None)
+    >>> params = jnp.array([3.0, -2.0])
+    >>> updates, state = optimizer.update(params, optimizer.init(params))
+    >>> [round(float(update), 4) for update in updates]
+    [-0.3, 0.2]
+
+    Source: Hinton, Neural Networks for Machine Learning (2012), Lecture 6b.
+    """
+    return optax.chain(
+        scale_by_local_gains(
+            increase=increase,
+            decrease=decrease,
+            min_gain=min_gain,
+            max_gain=max_gain,
+            momentum=momentum,
+            nesterov=nesterov,
+        ),
+        scale_by_learning_rate(learning_rate),
+    )
+
+
 def gain_statistics(opt_state: PyTree) -> GainStatistics:
     """How large the gains (or Rprop's steps) in an optimizer's state are, to be logged.
 
@@ -341,7 +398,7 @@ def gain_statistics(opt_state: PyTree) -> GainStatistics:
             if name in sizes:
                 raise ValueError(f"opt_state must hold one gain for each leaf, got two for {name!r}.")
             sizes[name] = decode(jnp.ravel(coded))[0]
-            at_bounds[name] = sizes[name][:, None] == gains.bounds
+            at_bounds[name] = sizes[name][:, None] == jnp.stack([gains.low, gains.high])
     if not sizes:
         raise ValueError(
             "opt_state must hold the gains of scale_by_local_gains, scale_by_delta_bar_delta"

@@ -1,5 +1,6 @@
 """Plateau: an observed metric to a transformation that scales updates, down where it stalls, and up again."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 
@@ -205,10 +206,10 @@ def _improves(
 
 
 def _raises(
-    raise_patience: ScalarLike | None, raise_after_progress: ScalarLike | None, patience: ScalarLike
+    raise_patience: ScalarLike | None, raise_after_progress: ScalarLike | None, patience: Any
 ) -> Callable[[PlateauState], Array]:
     """Whether a check that is counted raises the scale."""
-    least = 1 if checks.is_traced(patience) else int(patience) + 1
+    least = 1 if checks.is_traced(patience) else math.floor(patience) + 1
     stall = None if raise_patience is None else checks.steps("raise_patience", raise_patience, minimum=least)
     streak = (
         None if raise_after_progress is None else checks.steps("raise_after_progress", raise_after_progress)

@@ -13,6 +13,8 @@ from jaxtyping import Array, ArrayLike, Float, PyTree, ScalarLike
 
 from . import checks
 from .gains import Gains, adapt, checked_bounds, code, decode, filled, gains_of
+from .learning_rate import scale_by_learning_rate
+from .types import Schedule
 
 Variant: TypeAlias = Literal["iRprop-", "iRprop+", "Rprop+", "Rprop-"]
 
@@ -121,12 +123,66 @@ def scale_by_rprop(
         before = state.gains.coded
         coded = jax.tree.map(remember, updates, before)
         taken_back, last_value = (
-            _loss_rose(value, state.value) if variant == "iRprop+" else (variant == "Rprop+", None)
+            _loss_rose(value, state.value) if state.value is not None else (variant == "Rprop+", None)
         )
         emitted = jax.tree.map(lambda g, old, new: emit(g, old, new, taken_back), updates, before, coded)
         return emitted, RpropState(gains_of(coded, bounds), last_value)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def rprop(
+    learning_rate: ScalarLike | Schedule,
+    *,
+    variant: Variant = "iRprop-",
+    decrease: ScalarLike = 0.5,
+    increase: ScalarLike = 1.2,
+    initial_step: ScalarLike = 0.1,
+    min_step: ScalarLike = 1e-6,
+    max_step: ScalarLike = 50.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Rprop: `scale_by_rprop`, then a learning rate.
+
+    w <- w - learning_rate * sign(g) * step
+
+    The papers' and PyTorch's algorithm is the rate 1 (what they call the learning rate is `initial_step`).
+    The rate multiplies every step and so both bounds; a schedule can let all steps fade.
+
+    Args:
+      learning_rate: at least 0, or a schedule.
+      variant: "iRprop-", "iRprop+", "Rprop+" or "Rprop-"; iRprop+ takes the loss, `update(..., value=loss)`.
+      decrease: what a change of sign multiplies a step by, in (0, 1).
+      increase: what a kept sign multiplies a step by, above 1.
+      initial_step: the first step, from `min_step` to `max_step`, in units of the parameters.
+      min_step: the shortest step, in [2^-30, 2^30].
+      max_step: the longest step, from `min_step` to 2^30.
+
+    Returns:
+      An optimizer whose rate `get_learning_rate` reads. A non-finite gradient is passed on.
+
+    Raises:
+      ValueError: a concrete number is out of its range, or the variant is not one of the four.
+
+    >>> optimizer = rprop(1.0, initial_step=0.5)
+    >>> params = jnp.array([3.0, -2.0])
+    >>> updates, state = optimizer.update(params, optimizer.init(params))
+    >>> updates.tolist()
+    [-0.5, 0.5]
+
+    Source: Igel & Hüsken 2003, Empirical evaluation of the improved Rprop learning algorithms, Neurocomputing
+    50, algorithms 1 to 4.
+    """
+    return optax.chain(
+        scale_by_rprop(
+            variant=variant,
+            decrease=decrease,
+            increase=increase,
+            initial_step=initial_step,
+            min_step=min_step,
+            max_step=max_step,
+        ),
+        scale_by_learning_rate(learning_rate),
+    )
 
 
 def _loss_rose(value: ArrayLike | None, last: Array) -> tuple[Array, Array]:

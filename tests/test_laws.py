@@ -1,14 +1,13 @@
 """The laws of the package, each held over every public factory in the table of `factories.py`."""
 
 import functools
-import typing
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from factories import SCHEDULES
-from test_rooms import public_functions
+from test_rooms import functions_returning
 
 import optax_lr as olr
 
@@ -37,14 +36,7 @@ def traced_values(case):
 
 
 def test_every_factory_has_a_row():
-    def returns(annotation):
-        return {
-            name
-            for name, function in public_functions()
-            if typing.get_type_hints(function).get("return") == annotation
-        }
-
-    assert returns(olr.types.Schedule) == {case.factory for case in SCHEDULES}
+    assert functions_returning(olr.types.Schedule) == {case.factory for case in SCHEDULES}
 
 
 @each_schedule

@@ -25,10 +25,17 @@ PUBLIC = {
     "one_cycle_schedule",
     "GainStatistics",
     "gain_statistics",
+    "local_gains",
+    "rprop",
     "reduce_on_plateau",
     "scale_by_delta_bar_delta",
     "scale_by_local_gains",
     "scale_by_rprop",
+    "ScaleByLearningRateState",
+    "clear_learning_rate",
+    "get_learning_rate",
+    "scale_by_learning_rate",
+    "set_learning_rate",
 }
 
 
@@ -39,6 +46,15 @@ def rooms():
 def public_functions():
     """Every public name bound to a function, with the function."""
     return [(name, getattr(olr, name)) for name in sorted(PUBLIC) if inspect.isfunction(getattr(olr, name))]
+
+
+def functions_returning(annotation):
+    """The names of the public functions with that return annotation: the factories that a table must hold."""
+    return {
+        name
+        for name, function in public_functions()
+        if inspect.get_annotations(function).get("return") == annotation
+    }
 
 
 def wrong_imports(room, source):
