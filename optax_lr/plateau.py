@@ -1,5 +1,6 @@
 """Plateau: an observed metric to a transformation that scales updates, down where it stalls, and up again."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, TypeAlias, get_args
@@ -190,10 +191,17 @@ def reduce_on_plateau(
         del params, extra_args
         if jnp.shape(value):
             raise ValueError(f"value must be one number, got an array of shape {jnp.shape(value)}.")
-        scaled = jax.tree.map(lambda update: (update * state.scale).astype(update.dtype), updates)
+        scaled = jax.tree.map(functools.partial(_scaled, state.scale), updates)
         return scaled, _state(*observe(jnp.asarray(value, jnp.float32), state))
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _scaled(scale: Array, update: ArrayLike) -> ArrayLike:
+    """The update times the scale, of its own type; what is not made of floats (JAX's float0 too) passes."""
+    if not jnp.issubdtype(jnp.result_type(update), jnp.inexact):
+        return update
+    return (update * scale).astype(jnp.result_type(update))
 
 
 def _improves(

@@ -48,9 +48,13 @@ def scale_by_rprop(
         "iRprop+"  is Rprop+ where the loss rose since the last step, else iRprop-.
 
     Unlike `optax.rprop`, the update is the one of this gradient, not of the gradient before. iRprop+ takes
-    the loss: `update(updates, state, params, value=loss)`; a loss that is not finite counts as risen, and is
-    not remembered. A step taken back is the one before the learning rate: a rate that has changed since takes
-    back that much more or less. State: one float32 for each parameter.
+    the
+    loss: `update(updates, state, params, value=loss)`. A step is taken back as it was before the learning
+    rate: a rate that has changed since takes back that much more or less. State: one float32 for each
+    parameter.
+
+    A non-finite gradient leaves its step as it was and is passed on; a non-finite loss counts as risen, and
+    is not remembered.
 
     Args:
       variant: "iRprop-", "iRprop+", "Rprop+" or "Rprop-".
