@@ -16,7 +16,14 @@ from .learning_rate import set_learning_rate as set_learning_rate
 from .plateau import reduce_on_plateau as reduce_on_plateau
 from .resilient import rprop as rprop
 from .resilient import scale_by_rprop as scale_by_rprop
+from . import suggest as suggest
+from .finder import lr_find as lr_find
+from .finder import lr_sweep as lr_sweep
+from .results import LRCurve as LRCurve
+from .results import Suggestion as Suggestion
+from .results import SweepResult as SweepResult
 from .schedules import anneal_schedule as anneal_schedule
 from .schedules import one_cycle_schedule as one_cycle_schedule
+from .sweep import sweep as sweep
 
 __version__ = _version("optax-lr")

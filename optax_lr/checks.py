@@ -54,6 +54,17 @@ def number(
     return scalar
 
 
+def concrete(name: str, value: Any, **bounds: float | None) -> float:
+    """A finite scalar within bounds, as `number`, that must be known now.
+
+    Raises:
+      ValueError: the value is traced, or what `number` refuses.
+    """
+    if is_traced(value):
+        raise _refusal(name, "a concrete number", "a traced one")
+    return float(number(name, value, **bounds))
+
+
 def steps(name: str, value: Any, *, minimum: int = 1) -> int | float | Array:
     """A number of steps: an int where it is whole, else a float; a traced one is raised to `minimum`.
 
@@ -67,6 +78,20 @@ def steps(name: str, value: Any, *, minimum: int = 1) -> int | float | Array:
         return jnp.maximum(value.astype(dtype), minimum)
     count = number(name, value, minimum=minimum, maximum=MAX_STEP)
     return int(count) if count == int(count) else count
+
+
+def whole(name: str, value: Any, *, minimum: int = 1) -> int:
+    """A concrete whole number, for what sizes an array.
+
+    Raises:
+      ValueError: the value is traced, not whole, or below `minimum`.
+    """
+    if is_traced(value):
+        raise _refusal(name, "a concrete number, since it sizes an array", "a traced one")
+    count = steps(name, value, minimum=minimum)
+    if not isinstance(count, int):
+        raise _refusal(name, f"a whole number of at least {minimum}", repr(value))
+    return count
 
 
 def not_below(name: str, value: Any, floor_name: str, floor: Any) -> None:

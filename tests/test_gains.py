@@ -139,7 +139,7 @@ def test_a_compiled_init_is_sharded_as_the_parameters():
 
 
 def test_statistics_are_those_of_the_gains():
-    gradients = gradients_with_gaps(3)
+    gradients = gradients_with_gaps(1)
     numbers = {"min_gain": 1.0, "max_gain": 1.5}
     tx = optax.chain(optax.identity(), olr.scale_by_local_gains(**numbers))
     tree = {

@@ -1,0 +1,78 @@
+"""Batches: what a user hands over to stacked arrays on the host, and the order in which each seed reads them."""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Array, Int, PyTree
+
+
+def read_batches(batches: PyTree | Iterable[PyTree], count: int, needed: int | None) -> PyTree:
+    """Batches as host arrays with leading axis [batches]; of an iterable, at most `count` are read."""
+    leaves = jax.tree.leaves(batches, is_leaf=_yields)
+    if not isinstance(batches, list) and leaves and all(hasattr(leaf, "shape") for leaf in leaves):
+        stacked = jax.tree.map(np.asarray, batches)
+    elif isinstance(batches, Iterable):
+        each = [jax.tree.map(np.asarray, batch) for batch in itertools.islice(batches, count)]
+        stacked = _stack(each)
+    else:
+        raise ValueError(f"batches must be arrays or an iterable of batches, got a {type(batches).__name__}.")
+    found = leading_axis("batches", stacked)
+    if needed is not None and found < needed:
+        raise ValueError(f"num_steps={needed} needs as many batches, got {found}.")
+    return stacked
+
+
+def _yields(node: Any) -> bool:
+    """Whether a node is an iterable that is no container of arrays: a generator, a data loader."""
+    return (
+        isinstance(node, Iterable)
+        and not isinstance(node, tuple | list | Mapping)
+        and not hasattr(node, "shape")
+    )
+
+
+def _stack(each: Sequence[PyTree]) -> PyTree:
+    if not each:
+        raise ValueError("batches must have at least one batch, got an empty iterable.")
+    for index, batch in enumerate(each):
+        if shapes(batch) != shapes(each[0]):
+            raise ValueError(
+                f"batches must all have one shape, got {shapes(batch)} at batch {index} after "
+                f"{shapes(each[0])}; drop the last, smaller batch of an epoch."
+            )
+    return jax.tree.map(lambda *leaves: np.stack(leaves), *each)
+
+
+def shapes(tree: PyTree) -> str:
+    """The shapes of a tree's leaves, in words; a leaf without one stands for itself."""
+    return str(jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), tree))
+
+
+def batch_orders(
+    num_batches: int, num_steps: int, num_seeds: int, key: Array
+) -> Int[np.ndarray, "seeds steps"]:
+    """Which batch each step reads, int32 [seeds, steps]: seed 0 in the given order, the others permuted.
+
+    Batches are gone through again where they run out, in a new order by every seed but 0.
+    """
+    passes = -(-num_steps // num_batches)
+    entropy = np.asarray(jax.random.key_data(key)).ravel().tolist()
+
+    def order(seed: int) -> np.ndarray:
+        if seed == 0:
+            return np.tile(np.arange(num_batches), passes)[:num_steps]
+        draw = np.random.default_rng([*entropy, seed])
+        return np.concatenate([draw.permutation(num_batches) for _ in range(passes)])[:num_steps]
+
+    return np.stack([order(seed) for seed in range(num_seeds)]).astype(np.int32)
+
+
+def leading_axis(name: str, tree: PyTree) -> int:
+    """The length of the axis that all leaves lead with."""
+    lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(tree)}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(f"{name} must be arrays with one leading axis, at least 1 long, got {shapes(tree)}.")
+    return lengths.pop()

@@ -1,0 +1,89 @@
+"""Results print, save and load, and merge."""
+
+import numpy as np
+import pytest
+
+from optax_lr import LRCurve, Suggestion
+
+
+def curve_of(rates, evals=True):
+    lanes = len(rates)
+    losses = np.arange(2 * lanes * 3, dtype=np.float32).reshape(2, lanes, 3)
+    losses[1, 0, 2] = np.nan
+    stops = np.full((2, lanes), -1, np.int32)
+    stops[1, 0] = 1
+    return LRCurve(
+        learning_rates=np.array(rates),
+        losses=losses,
+        eval_losses=losses[..., 2:] if evals else None,
+        eval_steps=np.array([3] if evals else [], np.int32),
+        diverged_at=stops,
+        placement="2 lanes",
+    )
+
+
+def same(one, other):
+    for name in ("learning_rates", "losses", "eval_losses", "eval_steps", "diverged_at"):
+        np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
+    assert one.placement == other.placement
+
+
+@pytest.mark.parametrize("evals", [True, False])
+def test_a_curve_survives_its_file(tmp_path, evals):
+    curve = curve_of([0.1, 0.2], evals)
+    curve.save(tmp_path / "curve")
+    same(LRCurve.load(tmp_path / "curve"), curve)
+    assert (tmp_path / "curve.npz").exists()
+
+
+def test_a_suggestion_survives_its_file(tmp_path):
+    curve = curve_of([0.1, 0.2])
+    for finalists in (None, curve_of([0.3])):
+        found = Suggestion(0.15, 0.1, 0.2, "a reason", curve, True, 12, {"valley": 0.05}, finalists, {"w": 1})
+        found.save(tmp_path / "found.npz")
+        back = Suggestion.load(tmp_path / "found.npz")
+        assert (back.learning_rate, back.low, back.high, back.reason) == (0.15, 0.1, 0.2, "a reason")
+        assert (back.at_edge, back.lane_steps, back.rules, back.params) == (True, 12, {"valley": 0.05}, None)
+        same(back.curve, curve)
+        assert (back.finalists is None) == (finalists is None)
+    same(back.finalists, finalists)
+
+
+def test_a_file_of_something_else_is_refused(tmp_path):
+    np.savez(tmp_path / "other.npz", a=1)
+    with pytest.raises(ValueError, match="holds no curve: it lacks learning_rates"):
+        LRCurve.load(tmp_path / "other.npz")
+    with pytest.raises(ValueError, match="holds no suggestion: it lacks learning_rate"):
+        Suggestion.load(tmp_path / "other.npz")
+
+
+def test_lane_steps_count_what_was_executed():
+    assert curve_of([0.1, 0.2]).lane_steps == 3 + 3 + 2 + 3
+    assert curve_of([0.1, 0.2]).stable.tolist() == [False, True]
+
+
+def test_merged_lanes_are_in_order_of_their_rate():
+    merged = curve_of([0.1, 0.4]).merge(curve_of([0.2, 0.3]))
+    assert merged.learning_rates.tolist() == [0.1, 0.2, 0.3, 0.4]
+    np.testing.assert_array_equal(merged.losses[:, [0, 3]], curve_of([0.1, 0.4]).losses)
+    assert merged.diverged_at[1].tolist() == [1, 1, -1, -1] and merged.eval_losses.shape == (2, 4, 1)
+
+
+def test_results_print_as_tables():
+    curve = curve_of([0.1, 0.2])
+    assert (
+        str(curve)
+        == "LRCurve: 2 rates from 0.1 to 0.2, 2 seed(s), 3 steps, 1 lane(s) diverged, 11 lane-steps"
+    )
+    lines = str(
+        Suggestion(0.15, 0.1, 0.2, "A reason.", curve, lane_steps=1200, rules={"valley": 0.05})
+    ).splitlines()
+    assert lines == [
+        "learning rate   0.15",
+        "interval        0.1 to 0.2",
+        "lanes diverged  1 of 2",
+        "lane-steps      1,200",
+        "common rules",
+        "  valley        0.05",
+        "A reason.",
+    ]

@@ -1,0 +1,94 @@
+"""Rules on curves whose answer is known in closed form."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from optax_lr import LRCurve, suggest
+
+RATES = np.geomspace(1e-4, 1, 17)
+
+
+def curve_of(losses, *, diverged=(), evals=None, eval_steps=()):
+    """A curve with the given final training loss [lanes] or [seeds, lanes]."""
+    table = np.atleast_2d(losses).astype(np.float32)
+    stops = np.full(table.shape, -1, np.int32)
+    stops[:, list(diverged)] = 0
+    return LRCurve(RATES, table[..., None], evals, np.array(eval_steps, np.int32), stops)
+
+
+def bowl(best):
+    return np.exp(0.3 * np.log(RATES / best) ** 2)
+
+
+@pytest.mark.parametrize("best", [0.01, 0.013, 0.002])
+def test_a_parabola_in_log_log_is_read_exactly(best):
+    found = suggest.lowest_loss(curve_of(bowl(best)))
+    assert np.isclose(found.learning_rate, best, rtol=1e-4)
+    assert found.low <= best <= found.high and not found.at_edge
+
+
+def test_losses_below_zero_are_fitted_too():
+    found = suggest.lowest_loss(curve_of(np.log(RATES / 0.02) ** 2 - 5))
+    assert np.isclose(found.learning_rate, 0.02, rtol=1e-4)
+
+
+def test_an_edge_is_flagged_and_a_diverged_lane_never_suggested():
+    rising = suggest.lowest_loss(curve_of(RATES))
+    assert rising.at_edge and rising.learning_rate == RATES[0]
+    falling = suggest.lowest_loss(curve_of(1 / RATES, diverged=range(12, 17)))
+    assert falling.learning_rate == RATES[11] and not falling.at_edge and falling.high < RATES[12]
+
+
+def test_noise_between_seeds_widens_the_interval():
+    noise = np.random.default_rng(0).normal(size=(3, 17))
+    quiet, loud = (suggest.lowest_loss(curve_of(bowl(0.01) + scale * noise)) for scale in (0.001, 0.3))
+    assert quiet.low >= loud.low and quiet.high < loud.high
+
+
+def test_the_classic_rules_on_a_known_shape():
+    # Flat, one steep step down between lanes 8 and 9, a slow fall to lane 13, and a rise.
+    losses = np.array([2.0] * 8 + [1.9, 1.0, 0.9, 0.8, 0.7, 0.65, 0.9, 1.5, 3.0])
+    curve = curve_of(losses, diverged=[16])
+    steep = suggest.steepest(curve)
+    slopes = np.gradient(losses[:16], np.log(RATES[:16]))
+    assert steep.learning_rate == RATES[np.argmin(slopes)]
+    assert np.isclose(suggest.minimum_over_ten(curve).learning_rate, RATES[13] / 10)
+    assert suggest.largest_stable(curve).learning_rate == RATES[15]
+    # The longest fall: one of the flat lanes and lanes 8 to 13; index 7 // 3 + 7 // 6 = 3 of it.
+    assert suggest.valley(curve).learning_rate == RATES[10]
+    assert set(suggest.classic(curve)) == set(suggest.CLASSIC_RULES)
+
+
+def test_the_longest_fall_against_all_subsequences():
+    draw = np.random.default_rng(1)
+    for _ in range(20):
+        values = draw.normal(size=9)
+        chain = values[suggest._longest_fall(values)]
+        falls = [k for k in range(1, 10) for c in itertools.combinations(values, k) if (np.diff(c) < 0).all()]
+        assert (np.diff(chain) < 0).all() and len(chain) == max(falls)
+
+
+def test_a_drift_is_carried_on_at_half_its_slope():
+    steps, slope = np.array([25, 50, 100]), -0.5
+    evals = np.stack([bowl(0.02 * (step / 100) ** slope) for step in steps], -1)[None].astype(np.float32)
+    losses, alive = np.ones((1, 17, 100), np.float32), np.full((1, 17), -1, np.int32)
+    curve = LRCurve(RATES, losses, evals, steps.astype(np.int32), alive)
+    found = suggest.for_horizon(curve, 1600)
+    assert np.isclose(found.learning_rate, 0.02 * 16 ** (slope / 2), rtol=1e-3)
+    assert "steps^-0.50" in found.reason and found.low < found.learning_rate < found.high
+
+
+def test_a_curve_that_diverged_everywhere_has_no_suggestion():
+    curve = curve_of(bowl(0.01), diverged=range(17))
+    for rule in (suggest.lowest_loss, suggest.steepest, suggest.largest_stable):
+        with pytest.raises(ValueError, match=r"[Dd]iverged|diverged"):
+            rule(curve)
+    assert suggest.classic(curve) == {} and suggest.best_lane(curve) == 0
+
+
+def test_training_losses_are_averaged_over_the_last_quarter():
+    losses = np.tile(np.arange(8.0, dtype=np.float32), (1, 17, 1))
+    curve = LRCurve(RATES, losses, None, np.array([], np.int32), np.full((1, 17), -1, np.int32))
+    assert (suggest.final_losses(curve) == 6.5).all()

@@ -1,0 +1,225 @@
+"""The engine against plain loops: lanes, seeds, orders, divergence, evaluation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+import optax_lr as olr
+from optax_lr.batches import batch_orders
+from optax_lr.sweep import Engine
+
+BATCHES = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
+LANES = np.array([0.01, 0.1, 0.3], np.float32)
+
+
+def step(carry, rate, batch, key):
+    """A noisy descent of a quadratic: it reads the lane, the batch and the key."""
+    noise = 0.01 * jax.random.normal(key)
+    loss = jnp.mean((carry["x"] - batch) ** 2)
+    return {"x": carry["x"] - rate * (2 * (carry["x"] - batch.mean()) + noise)}, {
+        "loss": loss,
+        "noise": noise,
+    }
+
+
+def plain_loop(start, rate, order, key, num_steps):
+    carry, losses = start, []
+    for t in range(num_steps):
+        carry, metrics = jax.jit(step)(carry, rate, BATCHES[order[t]], jax.random.fold_in(key, t))
+        losses.append(metrics["loss"])
+    return carry, np.array(losses)
+
+
+@pytest.mark.parametrize("lanes_at_once", ["auto", 1, 2, 3])
+def test_every_placement_equals_a_plain_loop(lanes_at_once):
+    start, key = {"x": jnp.float32(1.5)}, jax.random.key(3)
+    found = olr.sweep(
+        step,
+        start,
+        LANES,
+        BATCHES,
+        num_steps=9,
+        seeds=2,
+        key=key,
+        return_carries=True,
+        lanes_at_once=lanes_at_once,
+        evaluate=lambda carry, batch: {"distance": jnp.abs(carry["x"] - batch)},
+        eval_batch=0.5,
+        eval_steps=[4, 9],
+        progress=False,
+    )
+    orders, keys = batch_orders(len(BATCHES), 9, 2, key), jax.random.split(key, 2)
+    for seed in range(2):
+        for lane, rate in enumerate(LANES):
+            carry, losses = plain_loop(start, rate, orders[seed], keys[seed], 9)
+            np.testing.assert_allclose(found.metrics["loss"][seed, lane], losses, rtol=1e-6)
+            np.testing.assert_allclose(found.carries["x"][seed, lane], carry["x"], rtol=1e-6)
+            np.testing.assert_allclose(
+                found.evals["distance"][seed, lane, 1], abs(carry["x"] - 0.5), rtol=1e-5
+            )
+    assert found.metrics["noise"].shape == (2, 3, 9) and (found.diverged_at == -1).all()
+    assert found.placement.startswith("3 lanes x 2 seeds")
+
+
+def test_each_seed_may_have_its_own_start():
+    starts = {"x": jnp.array([1.0, -1.0])}
+    found = olr.sweep(step, starts, LANES, BATCHES, num_steps=1, seeds=2, carry_per_seed=True, progress=False)
+    first = np.mean(
+        (np.array([[1.0], [-1.0]]) - BATCHES[batch_orders(7, 1, 2, jax.random.key(0))[:, 0]]) ** 2, 1
+    )
+    np.testing.assert_allclose(found.metrics["loss"][..., 0], np.repeat(first[:, None], 3, 1), rtol=1e-6)
+
+
+def test_orders_are_permutations_and_seed_0_keeps_the_given_one():
+    orders = batch_orders(5, 12, 3, jax.random.key(1))
+    np.testing.assert_array_equal(orders[0], np.arange(12) % 5)
+    assert all(sorted(order[:5]) == sorted(order[5:10]) == list(range(5)) for order in orders)
+    assert not np.array_equal(orders[1], orders[2])
+    np.testing.assert_array_equal(orders, batch_orders(5, 12, 3, jax.random.key(1)))
+
+
+def falling(carry, lane, batch, key):
+    """The lane says which loss stands at each step: a script of losses."""
+    t = carry["t"]
+    return {"t": t + 1, "sum": carry["sum"] + lane[t]}, {"loss": lane[t]}
+
+
+def numpy_divergence(losses, factor=3.0):
+    """The rule, in float64: a debiased average (0.9) that rises too far over its best, or no finite loss."""
+    average, best = 0.0, np.inf
+    for t, loss in enumerate(losses):
+        if not np.isfinite(loss):
+            return t
+        average = 0.9 * average + 0.1 * loss
+        smooth = average / (1 - 0.9 ** (t + 1))
+        best = min(best, smooth)
+        if smooth - best > factor * max(abs(losses[0]), abs(best)):
+            return t
+    return -1
+
+
+@pytest.mark.parametrize("lanes_at_once", ["auto", 8])
+def test_lanes_stop_where_the_rule_says_and_harm_no_other(lanes_at_once):
+    scripts = np.stack(
+        [
+            np.linspace(1, 0.1, 30),
+            np.where(np.arange(30) == 12, np.nan, 1.0),
+            np.full(30, np.inf),
+            np.linspace(1, 0, 30) + np.where(np.arange(30) > 20, 50.0, 0.0),
+            -np.linspace(1, 5, 30),
+            np.where(np.arange(30) < 5, -1.0, 100.0),
+            np.full(30, 1e-8),
+            1.0 + 3.9 * (np.arange(30) > 10),
+        ]
+    ).astype(np.float32)
+    start = {"t": jnp.int32(0), "sum": jnp.float32(0)}
+    found = olr.sweep(
+        falling,
+        start,
+        scripts,
+        np.zeros(1),
+        num_steps=30,
+        return_carries=True,
+        lanes_at_once=lanes_at_once,
+        progress=False,
+    )
+    expected = [numpy_divergence(script) for script in scripts]
+    assert found.diverged_at[0].tolist() == expected and -1 in expected and max(expected) > 0
+    for lane, (script, at) in enumerate(zip(scripts, expected, strict=True)):
+        end = 30 if at < 0 else at + 1
+        np.testing.assert_array_equal(found.metrics["loss"][0, lane, :end], script[:end])
+        assert np.isnan(found.metrics["loss"][0, lane, end:]).all()
+        # Frozen as it was before the step that diverged.
+        assert found.carries["t"][0, lane] == (30 if at < 0 else at)
+
+
+def test_a_refinement_compiles_nothing():
+    traces = []
+
+    def counted(carry, rate, batch, key):
+        traces.append(1)
+        return step(carry, rate, batch, key)
+
+    engine = Engine(counted, num_steps=5)
+    engine.run({"x": jnp.float32(1)}, LANES, BATCHES, progress=False)
+    compiled = engine._train._cache_size(), engine._start._cache_size()
+    before = len(traces)
+    engine.run({"x": jnp.float32(1)}, np.geomspace(0.2, 0.4, 11).astype(np.float32), BATCHES, progress=False)
+    assert (engine._train._cache_size(), engine._start._cache_size()) == compiled == (1, 1)
+    assert len(traces) == before
+
+
+def test_a_convolution_is_dispatched_step_by_step():
+    def convolve(carry, rate, batch, key):
+        loss = jnp.sum(jnp.convolve(batch, carry, mode="valid") ** 2)
+        return carry * (1 - rate), {"loss": loss}
+
+    start, rates = jnp.ones(3), np.array([0.1, 0.5], np.float32)
+    found = olr.sweep(convolve, start, rates, BATCHES, num_steps=4, progress=False)
+    batched = olr.sweep(convolve, start, rates, BATCHES, num_steps=4, lanes_at_once=2, progress=False)
+    assert "step by step" in found.placement
+    np.testing.assert_allclose(found.metrics["loss"], batched.metrics["loss"], rtol=1e-5)
+
+
+def test_any_hyperparameter_is_a_lane():
+    def decayed(carry, lane, batch, key):
+        optimizer = optax.chain(optax.add_decayed_weights(lane["decay"]), optax.sgd(lane["rate"]))
+        loss, gradient = jax.value_and_grad(lambda x: jnp.mean((x - batch) ** 2))(carry)
+        updates, _ = optimizer.update(gradient, optimizer.init(carry), carry)
+        return optax.apply_updates(carry, updates), {"loss": loss}
+
+    lanes = {"rate": jnp.array([0.1, 0.1]), "decay": jnp.array([0.0, 1.0])}
+    found = olr.sweep(
+        decayed, jnp.float32(1), lanes, BATCHES, num_steps=2, return_carries=True, progress=False
+    )
+    slope = 2 * (1 - BATCHES[0].mean())
+    x = 1 - 0.1 * (slope + np.array([0.0, 1.0]))
+    np.testing.assert_allclose(
+        found.metrics["loss"][0, :, 1], ((x[:, None] - BATCHES[1]) ** 2).mean(1), rtol=1e-5
+    )
+
+
+def test_an_error_of_the_step_surfaces_from_its_thread():
+    def fails(carry, rate, batch, key):
+        jax.debug.callback(lambda: None)
+        raise KeyError("the user's own error")
+
+    with pytest.raises(KeyError, match="the user's own error"):
+        olr.sweep(fails, jnp.float32(1), LANES, BATCHES, num_steps=2, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"num_steps": 0}, r"num_steps must be a finite number of at least 1 .*, got 0\."),
+        ({"num_steps": 2.5}, r"num_steps must be a whole number of at least 1, got 2\.5\."),
+        ({"seeds": 0}, r"seeds must be .* got 0\."),
+        ({"stop_factor": 0.0}, r"stop_factor must be a finite number above 0, got 0\.0\."),
+        ({"eval_steps": [3, 2]}, r"eval_steps must be increasing steps from 1 to 4, got \[3, 2\]\."),
+        ({"eval_steps": [5]}, r"eval_steps must be increasing steps from 1 to 4, got \[5\]\."),
+        (
+            {"lanes": np.zeros((0,))},
+            r"lanes must be arrays with one leading axis, at least 1 long, got \(0,\)\.",
+        ),
+        ({"batches": (np.zeros(3), np.zeros(2))}, r"batches must be arrays .* got \(\(3,\), \(2,\)\)\."),
+        ({"step": lambda c, *_: (c, {"error": c})}, r'step must return metrics\["loss"\], got metrics'),
+        (
+            {"step": lambda c, *_: (c, {"loss": jnp.ones(2)})},
+            r"metric 'loss' must be a scalar, got .*\(2,\)\.",
+        ),
+        ({"step": lambda c, *_: ((c, c), {"loss": c})}, "step must return a carry of structure"),
+        (
+            {"step": lambda c, *_: (c.astype(jnp.bfloat16), {"loss": c})},
+            r"got bfloat16\[\] for float32\[\] at carry",
+        ),
+    ],
+)
+def test_wrong_input_gets_one_sentence(unhooked, changes, sentence):
+    arguments = {"step": lambda c, *_: (c, {"loss": c}), "lanes": LANES, "batches": BATCHES, "num_steps": 4}
+    arguments |= changes
+    positional = [arguments.pop(name) for name in ("step", "lanes", "batches")]
+    with pytest.raises(ValueError, match=sentence) as refusal:
+        unhooked.sweep(positional[0], jnp.float32(1), *positional[1:], **arguments, progress=False)
+    assert "\n" not in str(refusal.value)
