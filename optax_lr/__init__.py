@@ -3,6 +3,9 @@
 from importlib.metadata import version as _version
 
 from . import curves as curves
+from . import suggest as suggest
+from .finder import lr_find as lr_find
+from .finder import lr_sweep as lr_sweep
 from .gains import GainStatistics as GainStatistics
 from .gains import gain_statistics as gain_statistics
 from .gains import local_gains as local_gains
@@ -16,9 +19,6 @@ from .learning_rate import set_learning_rate as set_learning_rate
 from .plateau import reduce_on_plateau as reduce_on_plateau
 from .resilient import rprop as rprop
 from .resilient import scale_by_rprop as scale_by_rprop
-from . import suggest as suggest
-from .finder import lr_find as lr_find
-from .finder import lr_sweep as lr_sweep
 from .results import LRCurve as LRCurve
 from .results import Suggestion as Suggestion
 from .results import SweepResult as SweepResult

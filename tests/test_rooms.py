@@ -14,9 +14,7 @@ PACKAGE = pathlib.Path(olr.__file__).parent
 
 # From the first to the last: a room imports from rooms before it.
 ROOMS = """types checks curves cycles schedules compose learning_rate labels layerwise gains resilient plateau
-    results sweep suggest diagnose finder snapshots plots nnx""".split()
-ROOMS = """types checks curves cycles schedules compose learning_rate labels layerwise gains plateau results
-    batches sweep suggest diagnose finder snapshots plots nnx""".split()
+    results batches sweep suggest diagnose finder snapshots plots nnx""".split()
 
 # A method of `results` may import `plots`, so that a suggestion shows its picture.
 INSIDE_FUNCTIONS = {("results", "plots")}
