@@ -217,22 +217,24 @@ def _local_gains_with_velocity(
         after = adapt(gain, g * jnp.sign(velocity), gain + added, gain * kept, bounds)
         return jnp.where(jnp.isfinite(g), after, gain)
 
-    def emit(gradient: Array, moved: Array, before: Array, velocity: Array) -> Array:
-        # velocity - momentum * before is gain * g, taken from what is stored.
-        ahead = momentum * velocity + (velocity - momentum * before) if nesterov else velocity
-        return jnp.where(jnp.isfinite(moved), ahead, gradient).astype(gradient.dtype)
+    def accumulate(gradient: Array, gain: Array, velocity: Array) -> Array:
+        moved = (momentum * velocity + gain * gradient).astype(velocity.dtype)
+        return jnp.where(jnp.isfinite(moved), moved, velocity)
+
+    def emit(gradient: Array, gain: Array, velocity: Array) -> Array:
+        # The absolute value changes nothing, but that gain * gradient is not the one in the velocity: a product
+        # that both share is a kernel of its own.
+        ahead = momentum * velocity + jnp.abs(gain) * gradient if nesterov else velocity
+        # Only the gradient is asked, lest the velocity before, whose memory this one takes, be kept in a copy.
+        return jnp.where(jnp.isfinite(gradient), ahead, gradient).astype(gradient.dtype)
 
     def update(
         updates: PyTree, state: LocalGainsState, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, LocalGainsState]:
         del params, extra_args
-        before = state.velocity
-        gains = jax.tree.map(remember, updates, state.gains.coded, before)
-        moved = jax.tree.map(
-            lambda g, gain, v: (momentum * v + gain * g).astype(v.dtype), updates, gains, before
-        )
-        velocity = jax.tree.map(lambda new, old: jnp.where(jnp.isfinite(new), new, old), moved, before)
-        emitted = jax.tree.map(emit, updates, moved, before, velocity)
+        gains = jax.tree.map(remember, updates, state.gains.coded, state.velocity)
+        velocity = jax.tree.map(accumulate, updates, gains, state.velocity)
+        emitted = jax.tree.map(emit, updates, gains, velocity)
         return emitted, LocalGainsState(gains_of(gains, bounds), velocity)
 
     return optax.GradientTransformationExtraArgs(init, update)
