@@ -293,20 +293,21 @@ def scale_by_delta_bar_delta(
         after = adapt(gain, g * jnp.sign(average), gain + added, gain * kept, bounds)
         return jnp.where(jnp.isfinite(g), after, gain)
 
-    def follow(gradient: Array, average: Array) -> Array:
-        g = gradient.astype(jnp.float32)
-        return jnp.where(jnp.isfinite(g), decay * average + (1 - decay) * g, average).astype(average.dtype)
+    def follow(gradient: Array, gain: Array, average: Array) -> Array:
+        # That the gain is read here puts the gain's kernel first, so that no copy is made of the average for it.
+        followed = decay * average + (1 - decay) * gradient
+        return jnp.where(jnp.isfinite(gain * gradient), followed, average).astype(average.dtype)
 
     def emit(gradient: Array, gain: Array, average: Array) -> Array:
         # An average is always finite; it is read to keep the leaf in one kernel.
-        return jnp.where(jnp.isfinite(average), gain * gradient, gradient).astype(gradient.dtype)
+        return jnp.where(jnp.isfinite(average), jnp.abs(gain) * gradient, gradient).astype(gradient.dtype)
 
     def update(
         updates: PyTree, state: DeltaBarDeltaState, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, DeltaBarDeltaState]:
         del params, extra_args
         gains = jax.tree.map(remember, updates, state.gains.coded, state.average)
-        average = jax.tree.map(follow, updates, state.average)
+        average = jax.tree.map(follow, updates, gains, state.average)
         emitted = jax.tree.map(emit, updates, gains, average)
         return emitted, DeltaBarDeltaState(gains_of(gains, bounds), average)
 
