@@ -6,7 +6,9 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int, PyTree
+from jaxtyping import Array, Int
+
+from .types import PyTree
 
 
 def read_batches(batches: PyTree | Iterable[PyTree], count: int, needed: int | None) -> PyTree:

@@ -4,7 +4,9 @@ Concrete scalars come back as Python numbers, so that what is known when a sched
 float64; traced ones come back as arrays of the default float type or of int32.
 """
 
+import difflib
 import math
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -65,33 +67,79 @@ def concrete(name: str, value: Any, **bounds: float | None) -> float:
     return float(number(name, value, **bounds))
 
 
-def steps(name: str, value: Any, *, minimum: int = 1) -> int | float | Array:
+def steps(name: str, value: Any, *, minimum: int = 1, whole: bool = False) -> int | float | Array:
     """A number of steps: an int where it is whole, else a float; a traced one is raised to `minimum`.
 
+    With `whole`, a fraction is refused, and a traced float is rounded down to an int32.
+
     Raises:
-      ValueError: a concrete value is not a finite scalar, is below `minimum`, or is above 2^31 - 1.
+      ValueError: a concrete value is not a finite scalar, is below `minimum`, is above 2^31 - 1, or has a
+        fraction that it may not have.
     """
+    expected = f"a {'whole ' if whole else ''}number of steps from {minimum} to 2^31 - 1"
     if is_traced(value):
         if value.ndim:
-            raise _refusal(name, "one number of steps", f"an array of shape {value.shape}")
-        dtype = jnp.int32 if jnp.issubdtype(value.dtype, jnp.integer) else float
-        return jnp.maximum(value.astype(dtype), minimum)
-    count = number(name, value, minimum=minimum, maximum=MAX_STEP)
-    return int(count) if count == int(count) else count
+            raise _refusal(name, expected, f"an array of shape {value.shape}")
+        if jnp.issubdtype(value.dtype, jnp.integer):
+            return jnp.maximum(value.astype(jnp.int32), minimum)
+        count = jnp.maximum(value.astype(float), minimum)
+        # The largest float32 below 2^31 is the largest that an int32 can take.
+        return jnp.minimum(count, 2.0**31 - 2.0**7).astype(jnp.int32) if whole else count
+    known = _as_float(name, value, expected)
+    if not (minimum <= known <= MAX_STEP and (known.is_integer() or not whole)):
+        raise _refusal(name, expected, repr(value))
+    return int(known) if known.is_integer() else known
 
 
-def whole(name: str, value: Any, *, minimum: int = 1) -> int:
-    """A concrete whole number, for what sizes an array.
+def boundaries(name: str, values: Any, *, number: int | None = None) -> list[int | float | Array]:
+    """Numbers of steps that do not decrease; where `number` is given, that many.
 
     Raises:
-      ValueError: the value is traced, not whole, or below `minimum`.
+      ValueError: `values` is no sequence of numbers of steps of at least 0, decreases, or has another length.
+    """
+    try:
+        checked = [steps(f"{name}[{i}]", value, minimum=0) for i, value in enumerate(values)]
+    except TypeError as error:
+        raise _refusal(name, "a sequence of numbers of steps", repr(values)) from error
+    if number is not None and len(checked) != number:
+        raise _refusal(name, f"{number} numbers of steps", repr(values))
+    known = [value for value in checked if not is_traced(value)]
+    if known != sorted(known):
+        raise _refusal(name, "in increasing order", repr(values))
+    return checked
+
+
+def function(name: str, value: Any) -> Any:
+    """A function, such as a schedule.
+
+    Raises:
+      ValueError: `value` cannot be called.
+    """
+    if not callable(value):
+        raise _refusal(name, "a function", repr(value))
+    return value
+
+
+def choice(name: str, value: Any, options: tuple[str, ...]) -> str:
+    """One of a few words.
+
+    Raises:
+      ValueError: `value` is none of them.
+    """
+    if value not in options:
+        raise _refusal(name, "one of " + ", ".join(map(repr, options)), repr(value))
+    return value
+
+
+def size(name: str, value: Any) -> int:
+    """A concrete whole number of at least 1, for what sizes an array.
+
+    Raises:
+      ValueError: the value is traced, not whole, or below 1.
     """
     if is_traced(value):
         raise _refusal(name, "a concrete number, since it sizes an array", "a traced one")
-    count = steps(name, value, minimum=minimum)
-    if not isinstance(count, int):
-        raise _refusal(name, f"a whole number of at least {minimum}", repr(value))
-    return count
+    return int(steps(name, value, whole=True))
 
 
 def not_below(name: str, value: Any, floor_name: str, floor: Any) -> None:
@@ -102,6 +150,20 @@ def not_below(name: str, value: Any, floor_name: str, floor: Any) -> None:
     """
     if not (is_traced(value) or is_traced(floor)) and value < floor:
         raise _refusal(name, f"at least {floor_name}={floor!r}", repr(value))
+
+
+def listed(items: Iterable[Any], *, most: int = 10) -> str:
+    """The first few items, and how many more there are."""
+    every = [repr(item) for item in items]
+    rest = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + rest
+
+
+def close_match(item: Any, known: Iterable[Any]) -> str:
+    """What was probably meant by an item that is not among the known ones, else what there is."""
+    by_name = {str(other): other for other in known}
+    close = difflib.get_close_matches(str(item), by_name, n=1)
+    return f"did you mean {by_name[close[0]]!r}?" if close else f"there is {listed(by_name.values())}."
 
 
 def _as_float(name: str, value: Any, expected: str) -> float:

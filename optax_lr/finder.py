@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, PyTree, ScalarLike
+from jaxtyping import Array, ScalarLike
 
 from . import checks, suggest
 from .batches import batch_orders, read_batches, shapes
 from .results import LRCurve, Suggestion
 from .sweep import Engine
-from .types import Metrics, Schedule
+from .types import Metrics, PyTree, Schedule
 
 QUICK_STEPS = 100
 QUICK_SEEDS = 3
@@ -112,8 +112,8 @@ def lr_find(
     Source: after Smith 2017 (arXiv:1506.01186), whose ramp of one run is replaced by one run a rate.
     """
     low, high = _bounds(min_learning_rate, max_learning_rate)
-    length = None if horizon is None else checks.whole("horizon", horizon)
-    checks.whole("finalists", finalists)
+    length = None if horizon is None else checks.size("horizon", horizon)
+    checks.size("finalists", finalists)
     if schedule is not None and length is None:
         raise ValueError("schedule needs horizon: the number of steps of the run that it is for.")
     if length is not None and eval_batch is None:
@@ -121,7 +121,7 @@ def lr_find(
             "horizon without eval_batch: the training loss overestimates the rate where a model overfits.",
             stacklevel=2,
         )
-    steps = checks.whole("num_steps", num_steps or (QUICK_STEPS if schedule is None else COARSE_STEPS))
+    steps = checks.size("num_steps", num_steps or (QUICK_STEPS if schedule is None else COARSE_STEPS))
     problem = _problem(
         loss_fn,
         params,
@@ -130,7 +130,7 @@ def lr_find(
         eval_batch=eval_batch,
         read=max(steps, length if schedule is not None and length else 0),
         needed=num_steps,
-        seeds=checks.whole("seeds", seeds or max(QUICK_SEEDS, FINALIST_SEEDS)),
+        seeds=checks.size("seeds", seeds or max(QUICK_SEEDS, FINALIST_SEEDS)),
         key=key,
         progress=progress,
     )
@@ -186,7 +186,7 @@ def lr_sweep(
     """
     rates = _rates(learning_rates)
     if num_steps is not None:
-        checks.whole("num_steps", num_steps)
+        checks.size("num_steps", num_steps)
     problem = _problem(
         loss_fn,
         params,
@@ -195,12 +195,12 @@ def lr_sweep(
         eval_batch=eval_batch,
         read=num_steps or QUICK_STEPS,
         needed=num_steps,
-        seeds=checks.whole("seeds", seeds),
+        seeds=checks.size("seeds", seeds),
         key=key,
         progress=progress,
     )
     steps = num_steps or len(jax.tree.leaves(problem.batches)[0])
-    every = steps if eval_every is None else checks.whole("eval_every", eval_every)
+    every = steps if eval_every is None else checks.size("eval_every", eval_every)
     evals = sorted({*range(every, steps, every), steps})
     engine = _engine(problem, steps, evals, stop_factor, schedule)
     curve, _ = _run(problem, engine, rates, seeds, "sweep")

@@ -294,9 +294,10 @@ def scale_by_delta_bar_delta(
         return jnp.where(jnp.isfinite(g), after, gain)
 
     def follow(gradient: Array, gain: Array, average: Array) -> Array:
+        g = gradient.astype(jnp.float32)
         # That the gain is read here puts the gain's kernel first, so that no copy is made of the average for it.
-        followed = decay * average + (1 - decay) * gradient
-        return jnp.where(jnp.isfinite(gain * gradient), followed, average).astype(average.dtype)
+        followed = decay * average + (1 - decay) * g
+        return jnp.where(jnp.isfinite(gain * g), followed, average).astype(average.dtype)
 
     def emit(gradient: Array, gain: Array, average: Array) -> Array:
         # An average is always finite; it is read to keep the leaf in one kernel.

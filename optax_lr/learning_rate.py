@@ -8,7 +8,6 @@ In a training loop:
     state = clear_learning_rate(state)        # back to the schedule
 """
 
-import difflib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -155,7 +154,9 @@ def set_learning_rate(
     named = value if isinstance(value, Mapping) else dict.fromkeys(paths, value)
     for path in named:
         if path not in paths:
-            raise ValueError(f"No learning rate at {path!r} in opt_state{_close_match(path, paths)}.")
+            raise ValueError(
+                f"value has {path!r}, where opt_state has no learning rate: {checks.close_match(path, paths)}"
+            )
     rates = {path: checks.number("value", one, minimum=0) for path, one in named.items()}
     return _replace(
         opt_state, lambda path, holder: _put(holder, rates[path], path) if path in rates else holder
@@ -188,7 +189,7 @@ def clear_learning_rate(opt_state: optax.OptState) -> optax.OptState:
 
     def clear(path: str, holder: Any) -> Any:
         if isinstance(holder, ScaleByLearningRateState):
-            return holder._replace(override=_fill(holder.override, _NO_OVERRIDE))
+            return holder._replace(override=filled(holder.override, _NO_OVERRIDE))
         if "learning_rate" in holder.hyperparams_states:
             return holder
         raise ValueError(
@@ -197,6 +198,22 @@ def clear_learning_rate(opt_state: optax.OptState) -> optax.OptState:
         )
 
     return _replace(opt_state, clear)
+
+
+def filled(old: Any, value: ScalarLike) -> Any:
+    """`old` filled with `value`: shape, dtype, sharding and committedness stay, and nothing is compiled."""
+
+    def fill(leaf: Any) -> Any:
+        if checks.is_traced(leaf) or checks.is_traced(value):
+            return jnp.full_like(leaf, value)
+        filled = np.full(np.shape(leaf), value, leaf.dtype)
+        if not isinstance(leaf, jax.Array):
+            return filled
+        if not leaf.committed:
+            return jax.device_put(filled)
+        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: filled[index])
+
+    return jax.tree.map(fill, old)
 
 
 def _constant(learning_rate: ScalarLike) -> Schedule:
@@ -234,11 +251,6 @@ def _path(path: tuple[Any, ...]) -> str:
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def _close_match(name: str, known: list[str]) -> str:
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {close[0]!r}" if close else f"; there is one at {', '.join(map(repr, known))}"
-
-
 def _rate_of(holder: Any) -> Array:
     if isinstance(holder, ScaleByLearningRateState):
         return jnp.asarray(holder.learning_rate)
@@ -248,28 +260,12 @@ def _rate_of(holder: Any) -> Array:
 def _put(holder: Any, rate: ScalarLike, path: str) -> Any:
     if isinstance(holder, ScaleByLearningRateState):
         return holder._replace(
-            learning_rate=_fill(holder.learning_rate, rate), override=_fill(holder.override, rate)
+            learning_rate=filled(holder.learning_rate, rate), override=filled(holder.override, rate)
         )
     if "learning_rate" in holder.hyperparams_states:
         raise ValueError(
             f"The learning rate at {path!r} is a schedule inside optax.inject_hyperparams, which ignores "
             "a set value: use optax_lr.scale_by_learning_rate(schedule) in place of the injection."
         )
-    rates = {"learning_rate": _fill(holder.hyperparams["learning_rate"], rate)}
+    rates = {"learning_rate": filled(holder.hyperparams["learning_rate"], rate)}
     return holder._replace(hyperparams={**holder.hyperparams, **rates})
-
-
-def _fill(old: Any, value: ScalarLike) -> Any:
-    """`old` filled with `value`: shape, dtype, sharding and committedness stay, and nothing is compiled."""
-
-    def fill(leaf: Any) -> Any:
-        if checks.is_traced(leaf) or checks.is_traced(value):
-            return jnp.full_like(leaf, value)
-        filled = np.full(np.shape(leaf), value, leaf.dtype)
-        if not isinstance(leaf, jax.Array):
-            return filled
-        if not leaf.committed:
-            return jax.device_put(filled)
-        return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: filled[index])
-
-    return jax.tree.map(fill, old)

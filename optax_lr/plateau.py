@@ -118,14 +118,9 @@ def reduce_on_plateau(
     Murthy 2025, Dynamic learning rate scheduling based on loss changes leads to faster convergence
     (arXiv:2512.14527).
     """
-    options = {
-        "mode": (mode, Mode),
-        "threshold_mode": (threshold_mode, ThresholdMode),
-        "non_finite": (non_finite, NonFinite),
-    }
-    for name, (option, allowed) in options.items():
-        if option not in get_args(allowed):
-            raise ValueError(f"{name} must be one of {', '.join(get_args(allowed))}, got {option!r}.")
+    checks.choice("mode", mode, get_args(Mode))
+    checks.choice("threshold_mode", threshold_mode, get_args(ThresholdMode))
+    checks.choice("non_finite", non_finite, get_args(NonFinite))
     cut_factor = checks.number("factor", factor, above=0, below=1)
     borne = checks.steps("patience", patience, minimum=0)
     margin = checks.number("threshold", threshold, minimum=0)

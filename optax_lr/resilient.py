@@ -85,8 +85,7 @@ def scale_by_rprop(
     Hüsken 2003, Empirical evaluation of the improved Rprop learning algorithms, Neurocomputing 50, algorithms
     1 to 4.
     """
-    if variant not in get_args(Variant):
-        raise ValueError(f"variant must be one of {', '.join(get_args(Variant))}, got {variant!r}.")
+    checks.choice("variant", variant, get_args(Variant))
     shorter = checks.number("decrease", decrease, above=0, below=1)
     longer = checks.number("increase", increase, above=1)
     bounds = checked_bounds("min_step", min_step, "max_step", max_step)

@@ -14,7 +14,6 @@ import dataclasses
 from collections.abc import Callable
 
 import numpy as np
-from scipy.special import stdtrit
 
 from .results import LRCurve, Suggestion
 
@@ -195,6 +194,8 @@ def _bottom(rates: np.ndarray, losses: np.ndarray) -> tuple[int, float]:
 
 def _interval(rates: np.ndarray, losses: np.ndarray, best: int) -> tuple[float, float]:
     """The rates that cannot be told from the best: up to half way to the nearest lane on each side that can."""
+    from scipy.special import stdtrit  # a third of a second that `import optax_lr` need not take
+
     means = losses.mean(axis=0)
     scale = abs(means[best])
     near = losses[:, means <= means[best] + scale]

@@ -18,12 +18,12 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, PyTree, ScalarLike
+from jaxtyping import Array, ScalarLike
 
 from . import checks
 from .batches import batch_orders, leading_axis
 from .results import SweepResult
-from .types import Metrics
+from .types import Metrics, PyTree
 
 StepFn = Callable[[PyTree, PyTree, PyTree, Array], tuple[PyTree, Metrics]]
 
@@ -185,9 +185,9 @@ class Engine:
         lanes_at_once: int | Literal["auto"] = "auto",
         stop_factor: ScalarLike = 3.0,
     ):
-        self.num_steps = checks.whole("num_steps", num_steps)
+        self.num_steps = checks.size("num_steps", num_steps)
         self.eval_steps = _increasing_steps("eval_steps", eval_steps, self.num_steps)
-        self.chunk = None if lanes_at_once == "auto" else checks.whole("lanes_at_once", lanes_at_once)
+        self.chunk = None if lanes_at_once == "auto" else checks.size("lanes_at_once", lanes_at_once)
         self.on_threads = self.chunk is None and jax.default_backend() == "cpu"
         factor = checks.number("stop_factor", stop_factor, above=0)
 
@@ -245,7 +245,7 @@ class Engine:
     ) -> SweepResult:
         """Train the lanes; see `sweep`."""
         lanes, batches, carry = jax.tree.map(jnp.asarray, (lanes, batches, carry))
-        num_lanes, num_seeds = leading_axis("lanes", lanes), checks.whole("seeds", seeds)
+        num_lanes, num_seeds = leading_axis("lanes", lanes), checks.size("seeds", seeds)
         if not carry_per_seed:
             carry = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_seeds, *leaf.shape)), carry)
         root = jax.random.key(0) if key is None else key

@@ -1,6 +1,11 @@
 """Float64 formulas in NumPy, written from the sources, as oracles. They import nothing from the package."""
 
+import math
+from fractions import Fraction
+
 import numpy as np
+
+# Curves, rising from 0 to 1.
 
 
 def linear(p):
@@ -11,9 +16,61 @@ def cosine(p):
     return (1 - np.cos(np.pi * p)) / 2
 
 
+def sqrt(p):
+    return p**0.5
+
+
+def square(p):
+    return p**2
+
+
+def rex(p):
+    return 1 - (1 - p) / (1 - p / 2)
+
+
+def power(exponent):
+    return lambda p: p**exponent
+
+
+def polynomial(exponent):
+    return lambda p: 1 - (1 - p) ** exponent
+
+
+def exponential(rate):
+    return lambda p: np.expm1(-rate * p) / np.expm1(-rate)
+
+
+def k_decay(k):
+    return lambda p: (1 - np.cos(np.pi * p**k)) / 2
+
+
+def tanh(lower=-7.0, upper=3.0):
+    return lambda p: (1 + np.tanh(lower * (1 - p) + upper * p)) / 2
+
+
+def reverse(curve):
+    return lambda p: 1 - curve(1 - p)
+
+
+# Schedules.
+
+
 def anneal(t, init_value, end_value, transition_steps, curve=cosine):
-    p = min(t / transition_steps, 1.0)
-    return init_value + (end_value - init_value) * curve(p)
+    p = t / transition_steps
+    return end_value if p >= 1 else init_value + (end_value - init_value) * curve(p)
+
+
+def geometric(t, init_value, end_value, transition_steps):
+    return init_value * (end_value / init_value) ** min(t / transition_steps, 1)
+
+
+def phases(t, ends, values, curve=cosine):
+    start = 0.0
+    for end, low, high in zip(ends, values, values[1:], strict=False):
+        if t <= end:
+            return low + (high - low) * curve((t - start) / (end - start))
+        start = end
+    return values[-1]
 
 
 def one_cycle(
@@ -29,12 +86,171 @@ def one_cycle(
     first = peak_value / div_factor
     last = first / final_div_factor
     top = pct_start * total_steps - 1
-    phases = [(top, first, peak_value), (total_steps - 1, peak_value, last)]
     if three_phase:
-        phases = [(top, first, peak_value), (2 * top, peak_value, first), (total_steps - 1, first, last)]
-    start = 0.0
-    for end, low, high in phases:
-        if t <= end:
-            return low + (high - low) * curve((t - start) / (end - start))
-        start = end
-    return last
+        return phases(t, (top, 2 * top, total_steps - 1), (first, peak_value, first, last), curve)
+    return phases(t, (top, total_steps - 1), (first, peak_value, last), curve)
+
+
+def one_cycle_momentum(
+    t, total_steps, low_value=0.85, high_value=0.95, pct_start=0.3, three_phase=False, curve=cosine
+):
+    top = pct_start * total_steps - 1
+    end = 2 * top if three_phase else total_steps - 1
+    return phases(t, (top, end), (high_value, low_value, high_value), curve)
+
+
+def step_decay(t, init_value, decay_steps, decay_rate, end_value=0.0):
+    return max(init_value * decay_rate ** (t // decay_steps), end_value)
+
+
+def multistep_decay(t, init_value, boundaries, decay_rate):
+    return init_value * decay_rate ** sum(t >= boundary for boundary in boundaries)
+
+
+def exponential_decay(t, init_value, decay_steps, decay_rate, end_value=0.0):
+    return max(init_value * decay_rate ** (t / decay_steps), end_value)
+
+
+def polynomial_decay(t, init_value, end_value, decay_steps, power=1.0, cycle=False):
+    span = decay_steps * max(math.ceil(t / decay_steps), 1) if cycle else decay_steps
+    return end_value + (init_value - end_value) * (1 - min(t / span, 1.0)) ** power
+
+
+def inverse_time(t, init_value, decay_steps, decay_rate, power=1.0):
+    return init_value / (1 + decay_rate * t / decay_steps) ** power
+
+
+def inverse_sqrt(t, peak_value, warmup_steps, timescale=None, init_value=0.0):
+    if t < warmup_steps:
+        return init_value + (peak_value - init_value) * t / warmup_steps
+    tau = timescale or warmup_steps or 10_000
+    return peak_value * math.sqrt(tau / (t - warmup_steps + tau))
+
+
+def height(t, up_steps, down_steps=None, mode="triangular", decay_rate=1.0, curve=linear, scale=None):
+    down = up_steps if down_steps is None else down_steps
+    cycle, x = divmod(t, up_steps + down)
+    h = curve(x / up_steps) if x < up_steps else 1 - curve((x - up_steps) / down)
+    if scale:
+        return h * scale(cycle)
+    return h * {"triangular": 1.0, "triangular2": 2.0**-cycle, "exp_range": decay_rate**t}[mode]
+
+
+def cyclical(t, base_value, peak_value, *args, **kwargs):
+    return base_value + (peak_value - base_value) * height(t, *args, **kwargs)
+
+
+def cyclical_momentum(t, low_value, high_value, *args, **kwargs):
+    return high_value - (high_value - low_value) * height(t, *args, **kwargs)
+
+
+def cycle(t, first, growth=1):
+    """Index, start and length of the cycle at time t, by adding lengths up; exact rational numbers."""
+    growth = Fraction(growth)
+    if growth == 1:
+        index = int(t // first)
+        return index, Fraction(index * first), Fraction(first)
+    index, start, real, length = 0, Fraction(0), Fraction(0), Fraction(first)
+    while True:
+        real, length = real + length, length * growth
+        after = round(real) if abs(real - round(real)) < 1e-6 else real
+        if t < after:
+            return index, start, after - start
+        index, start = index + 1, after
+
+
+def sgdr(
+    t,
+    peak_value,
+    end_value,
+    first,
+    growth=1,
+    limit=None,
+    peak_decay=1.0,
+    warmup_steps=0,
+    curve=cosine,
+):
+    index, start, length = cycle(t, first, growth)
+    if limit is not None and index >= limit:
+        return end_value
+    peak = peak_value * peak_decay**index
+    progress = float((Fraction(t) - start) / length)
+    if warmup_steps:
+        begin = math.ceil(start)
+        if t - begin < warmup_steps:
+            return end_value + (peak - end_value) * (t - begin) / warmup_steps
+        progress = (t - begin - warmup_steps) / (math.ceil(start + length) - begin - warmup_steps)
+    return peak + (end_value - peak) * curve(progress)
+
+
+def warmup_stable_decay(
+    t,
+    peak_value,
+    warmup_steps,
+    stable_steps,
+    decay_steps,
+    init_value=0.0,
+    end_value=0.0,
+    cycles=1,
+    warmup_curve=linear,
+    decay_curve=cosine,
+):
+    index, t = divmod(t, warmup_steps + stable_steps + decay_steps)
+    if index >= cycles:
+        return end_value
+    if t < warmup_steps:
+        return init_value + (peak_value - init_value) * warmup_curve(t / warmup_steps)
+    if t < warmup_steps + stable_steps:
+        return peak_value
+    p = (t - warmup_steps - stable_steps) / decay_steps
+    return peak_value + (end_value - peak_value) * decay_curve(p)
+
+
+def slanted_triangular(t, peak_value, total_steps, cut_fraction=0.1, ratio=32.0):
+    cut = math.floor(cut_fraction * total_steps)
+    q = t / cut if t < cut else 1 - (min(t, total_steps) - cut) / (total_steps - cut)
+    return peak_value * (1 + q * (ratio - 1)) / ratio
+
+
+def knots(t, steps, values):
+    return np.interp(t, steps, values)
+
+
+# Composition, of an annealing from 1 to 0.1 in 1000 steps (unless told).
+
+
+def inner(t, length=1000):
+    return anneal(t, 1.0, 0.1, length)
+
+
+def with_warmup(t, warmup_steps, init_value=0.0):
+    if t < warmup_steps:
+        return init_value + (inner(0) - init_value) * t / warmup_steps
+    return inner(t - warmup_steps)
+
+
+def shifted(t, steps):
+    return inner(t + steps)
+
+
+def joined(t, first, second):
+    if t < first:
+        return 0.5
+    return inner(t - first) if t < second else inner(t - second)
+
+
+def scaled(t, factor):
+    return factor * inner(t)
+
+
+def multiplied(t):
+    return inner(t) * step_decay(t, 1.0, 100, 0.5)
+
+
+def clipped(t, min_value, max_value):
+    return min(max(inner(t), min_value), max_value)
+
+
+def in_epochs(t, steps_per_epoch, staircase=False):
+    epoch = t // steps_per_epoch if staircase else t / steps_per_epoch
+    return inner(epoch, length=10)

@@ -65,20 +65,22 @@ def test_results_are_float32_and_never_weak(case):
 
 @each_schedule
 def test_vmap_over_each_number_and_over_all(case):
+    # One compiled call holds all trials: each number's two lanes alone, then all numbers' lanes together.
     steps, values = near(case), case.values
     lanes = {name: two for name, (_, two) in case.arguments.items()}
-    trials = [{name: two} for name, two in lanes.items()] + [lanes]
-    for trial in trials:
-        for dtype in (None, np.float32):
-            stacked = {name: np.asarray(two, dtype) for name, two in trial.items()}
-            axes = {name: 0 if name in stacked else None for name in values}
-            got = jax.vmap(traced_values(case), in_axes=(None, axes))(steps, {**values, **stacked})
-            for lane in (0, 1):
-                one = {name: two[lane] for name, two in trial.items()}
-                expected = [case.expected(int(step), **one) for step in steps]
-                np.testing.assert_allclose(
-                    got[lane], expected, rtol=0, atol=bound(expected), err_msg=f"{one} {dtype}"
-                )
+    trials = [
+        {name: two[lane] for name, two in trial.items()}
+        for trial in [*({name: two} for name, two in lanes.items()), lanes]
+        for lane in (0, 1)
+    ]
+    expected = np.array([[case.expected(int(step), **trial) for step in steps] for trial in trials])
+    for dtype in (None, np.float32):
+        stacked = {name: np.array([{**values, **t}[name] for t in trials], dtype) for name in values}
+        got = jax.jit(jax.vmap(traced_values(case), in_axes=(None, 0)))(steps, stacked)
+        for trial, values_got, values_expected in zip(trials, got, expected, strict=True):
+            np.testing.assert_allclose(
+                values_got, values_expected, rtol=0, atol=bound(values_expected), err_msg=f"{trial} {dtype}"
+            )
 
 
 @pytest.mark.parametrize(
@@ -98,6 +100,7 @@ def test_equals_the_float64_formula_up_to_the_last_step(case, changes):
 @each_schedule
 def test_float_steps_are_epochs(case):
     steps = near(case)
+    steps = steps[steps <= 2**24]  # from there a float32 skips steps
     np.testing.assert_allclose(
         jax.jit(jax.vmap(case.make(olr)))(steps.astype(np.float32)),
         [case.expected(int(step)) for step in steps],
@@ -116,9 +119,10 @@ def test_holds_its_first_value_before_step_0(case):
 def test_gradients_by_every_number_are_finite(case):
     steps = np.append(near(case), FAR_STEPS).astype(np.int32)
     values = {name: np.float32(value) for name, value in case.values.items()}
-    slopes = jax.jacobian(lambda values: traced_values(case)(steps, values))(values)
+    # One step that is not finite makes the sum so.
+    slopes = jax.jit(jax.grad(lambda values: traced_values(case)(steps, values).sum()))(values)
     for name, slope in slopes.items():
-        assert np.isfinite(slope).all(), name
+        assert np.isfinite(slope), name
 
 
 @each_schedule

@@ -164,5 +164,7 @@ def test_bad_values_and_paths_are_refused(unhooked):
     for value in (-1.0, float("nan"), float("inf"), "fast", None):
         with pytest.raises(ValueError, match="value must be a finite number of at least 0"):
             unhooked.set_learning_rate(state, value)
-    with pytest.raises(ValueError, match=r"No learning rate at '2' in opt_state; there is one at '1'\."):
+    with pytest.raises(
+        ValueError, match=r"value has '2', where opt_state has no learning rate: there is '1'\."
+    ):
         unhooked.set_learning_rate(state, {"2": 0.1})

@@ -21,7 +21,7 @@ GIVEN = {
     for name, oracle in json.loads((HERE / "oracles.json").read_text()).items()
     if "Plateau" in name
 }
-TORCH = json.loads((HERE / "torch_oracles.json").read_text())["plateau"]
+TORCH = json.loads((HERE / "torch_adaptive.json").read_text())["plateau"]
 
 MODES = [
     (mode, kind, policy)
@@ -182,7 +182,7 @@ def test_around_micro_steps_a_window_sees_every_value():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"mode": "low"}, "mode must be one of min, max, got 'low'."),
+        ({"mode": "low"}, "mode must be one of 'min', 'max', got 'low'."),
         (
             {"raise_factor": 2.0},
             "raise_factor=2.0 needs raise_patience or raise_after_progress, got neither.",

@@ -18,7 +18,7 @@ import optax_lr as olr
 from optax_lr.gains import decode
 from optax_lr.resilient import Variant
 
-ORACLES = json.loads((pathlib.Path(__file__).parent / "torch_oracles.json").read_text())
+ORACLES = json.loads((pathlib.Path(__file__).parent / "torch_adaptive.json").read_text())
 
 
 @functools.cache

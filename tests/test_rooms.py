@@ -13,22 +13,43 @@ import optax_lr as olr
 PACKAGE = pathlib.Path(olr.__file__).parent
 
 # From the first to the last: a room imports from rooms before it.
-ROOMS = """types checks curves cycles schedules compose learning_rate labels layerwise gains resilient plateau
-    results batches sweep suggest diagnose finder snapshots plots nnx""".split()
+ROOMS = """types checks curves cycles schedules decays cyclical compose learning_rate labels layerwise gains
+    resilient plateau results batches sweep suggest diagnose finder snapshots plots nnx""".split()
 
 # A method of `results` may import `plots`, so that a suggestion shows its picture.
 INSIDE_FUNCTIONS = {("results", "plots")}
 
 PUBLIC = {
-    "LRCurve",
-    "Suggestion",
-    "SweepResult",
+    "anneal_schedule",
+    "clear_learning_rate",
+    "clip_schedule",
+    "curves",
+    "Cycles",
+    "cyclical_momentum_schedule",
+    "cyclical_schedule",
+    "describe_labels",
+    "exponential_decay_schedule",
+    "fan_in_multipliers",
+    "fine_tune",
+    "geometric_multipliers",
+    "geometric_schedule",
+    "get_learning_rate",
+    "in_epochs",
+    "inverse_sqrt_schedule",
+    "inverse_time_schedule",
+    "join_schedules",
+    "knot_schedule",
+    "label_by_depth",
+    "label_by_fan_in",
+    "label_by_path",
+    "Labeler",
+    "layer_decay",
     "lr_find",
     "lr_sweep",
-    "suggest",
-    "sweep",
-    "curves",
-    "anneal_schedule",
+    "LRCurve",
+    "multiply_schedules",
+    "multistep_decay_schedule",
+    "one_cycle_momentum_schedule",
     "one_cycle_schedule",
     "GainStatistics",
     "gain_statistics",
@@ -39,10 +60,30 @@ PUBLIC = {
     "scale_by_local_gains",
     "scale_by_rprop",
     "ScaleByLearningRateState",
-    "clear_learning_rate",
-    "get_learning_rate",
+    "polynomial_decay_schedule",
+    "rescale_for_batch",
+    "sample_schedule",
+    "scale_by_label",
     "scale_by_learning_rate",
+    "scale_schedule",
+    "ScaleByLabelState",
     "set_learning_rate",
+    "set_unfreezing_steps",
+    "sgdr_schedule",
+    "shift_schedule",
+    "slanted_triangular_schedule",
+    "step_decay_schedule",
+    "suggest",
+    "Suggestion",
+    "sweep",
+    "SweepResult",
+    "train_only",
+    "unfreeze_at",
+    "UnfreezeAtState",
+    "warmup_stable_decay_schedule",
+    "with_warmup",
+    "zero_until",
+    "ZeroUntilState",
 }
 
 

@@ -193,8 +193,8 @@ def test_an_error_of_the_step_surfaces_from_its_thread():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"num_steps": 0}, r"num_steps must be a finite number of at least 1 .*, got 0\."),
-        ({"num_steps": 2.5}, r"num_steps must be a whole number of at least 1, got 2\.5\."),
+        ({"num_steps": 0}, r"num_steps must be a whole number of steps from 1 to .*, got 0\."),
+        ({"num_steps": 2.5}, r"num_steps must be a whole number of steps .*, got 2\.5\."),
         ({"seeds": 0}, r"seeds must be .* got 0\."),
         ({"stop_factor": 0.0}, r"stop_factor must be a finite number above 0, got 0\.0\."),
         ({"eval_steps": [3, 2]}, r"eval_steps must be increasing steps from 1 to 4, got \[3, 2\]\."),

@@ -14,6 +14,9 @@ from factories import INF, NAN
 
 STEPS = 6
 
+# Labels by path, so that they hold on every tree that the laws use: lists have indices for names.
+GROUPS = {r"bias|0|.*/bias": "first", r"kernel|1|.*/kernel": "second"}
+
 
 @dataclass(frozen=True, eq=False)
 class TransformationCase:
@@ -117,6 +120,17 @@ RAISING: dict[str, tuple] = {
 }
 
 
+def momentum() -> optax.GradientTransformation:
+    """An inner optimizer whose state is float32 and whose updates leave with their dtype, as ours do."""
+    trace = optax.trace(0.9, accumulator_dtype=jnp.float32)
+
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        moved, state = trace.update(updates, state, params)
+        return jax.tree.map(lambda new, old: new.astype(old.dtype), moved, updates), state
+
+    return optax.GradientTransformation(trace.init, update)
+
+
 TRANSFORMATIONS = (
     TransformationCase(
         "scale_by_learning_rate",
@@ -199,5 +213,59 @@ TRANSFORMATIONS = (
         ),
         extra=VALUES,
         variant="raising",
+    ),
+    TransformationCase(
+        "scale_by_label",
+        {"first": (0.5, (0.0, 2.0)), "second": (1.0, (0.0, 0.25))},
+        build=lambda olr, first, second: olr.scale_by_label(
+            {"first": first, "second": second}, olr.label_by_path(GROUPS)
+        ),
+        bad={"first": (-0.5, NAN, INF, "half"), "second": (-1, None)},
+    ),
+    TransformationCase(
+        "scale_by_label",
+        {"init_value": (0.5, (0.0, 2.0)), "transition_steps": (4, (3, 9))},
+        build=lambda olr, **numbers: olr.scale_by_label(
+            {"first": olr.anneal_schedule(end_value=0.25, **numbers), "second": 0.5},
+            olr.label_by_path(GROUPS),
+        ),
+        bad={},
+        variant="schedule",
+    ),
+    TransformationCase(
+        "train_only",
+        {"learning_rate": (0.1, (0.0, 2.0))},
+        build=lambda olr, learning_rate: olr.train_only(
+            optax.chain(momentum(), olr.scale_by_learning_rate(learning_rate)),
+            olr.label_by_path(GROUPS),
+            "second",
+        ),
+        bad={"learning_rate": (-0.1,)},
+    ),
+    TransformationCase(
+        "zero_until",
+        {"first": (2, (0, 5)), "second": (0, (1, 3))},
+        build=lambda olr, first, second: olr.zero_until(
+            olr.label_by_path(GROUPS), {"first": first, "second": second}
+        ),
+        bad={"first": (-1, NAN, "late"), "second": (2**31, None)},
+    ),
+    TransformationCase(
+        "unfreeze_at",
+        {"first": (2, (0, 5))},
+        build=lambda olr, first: olr.unfreeze_at(momentum(), olr.label_by_path(GROUPS), {"first": first}),
+        bad={"first": (-1, NAN, INF)},
+    ),
+    TransformationCase(
+        "fine_tune",
+        {"multiplier": (0.5, (0.0, 2.0)), "start": (2, (0, 5)), "learning_rate": (0.1, (0.0, 2.0))},
+        build=lambda olr, multiplier, start, learning_rate: olr.fine_tune(
+            optax.chain(momentum(), olr.scale_by_learning_rate(learning_rate)),
+            olr.label_by_path(GROUPS),
+            {"second": multiplier},
+            frozen="first",
+            starts={"second": start},
+        ),
+        bad={"multiplier": (-1.0, NAN), "start": (-1, NAN), "learning_rate": (INF,)},
     ),
 )

@@ -66,3 +66,19 @@ def test_a_rate_is_set_on_all_devices_and_compiles_nothing(mesh):
     assert lowered == []
     assert len(changed[1].override.sharding.device_set) == 8
     assert changed[1].override.committed and olr.get_learning_rate(changed) == 0.25
+
+
+def test_new_starts_are_set_on_all_devices_and_compile_nothing(mesh):
+    labels = {"bias": "first", "kernel": "second"}
+    tx = olr.unfreeze_at(optax.chain(optax.trace(0.9), optax.scale(-1.0)), labels, {"second": 9})
+    params = on(mesh, eight_rows(parameters()))
+    state = on(mesh, tx.init(params))
+    step = jax.jit(tx.update)
+    updates, state = step(params, state, params)
+    assert not updates["kernel"].any()
+    with count_lowerings() as lowered:
+        changed = olr.set_unfreezing_steps(state, {"second": 1})
+        updates, _ = step(params, changed, params)
+    assert lowered == []
+    assert updates["kernel"].all()
+    assert len(changed.clock.starts["second"].sharding.device_set) == 8

@@ -1,0 +1,265 @@
+"""Labels by path, depth and fan-in on every kind of tree, the multipliers of them, and what is refused."""
+
+import flax.core
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+from test_transformation_laws import Module
+
+import optax_lr as olr
+
+PARAMS = {
+    "embed": {"table": jnp.ones((7, 4))},
+    "block_0": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)},
+    "block_2": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)},
+    "block_10": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)},
+    "head": {"kernel": jnp.ones((4, 2))},
+}
+DEPTHS = [r"embed/.*", r"block_(\d+)/.*", r"head/.*"]
+
+
+@pytest.fixture
+def plain(unhooked):
+    """The package without checks of annotations, to see its own refusals."""
+    return unhooked
+
+
+def of_each(tree):
+    """The labels of a tree of two levels, by its first key."""
+    return {key: set(jax.tree.leaves(part)) for key, part in tree.items()}
+
+
+def test_the_first_rule_that_matches_the_whole_path_wins():
+    labeler = olr.label_by_path(
+        {r".*/bias": "bias", r"block_\d+/.*": "block", "embed": "never"}, default="rest"
+    )
+    with pytest.raises(ValueError, match="'embed', which matches no parameter"):
+        labeler.resolve(PARAMS)  # a part of a path is no match
+    labels = olr.label_by_path({r".*/bias": "bias", r"block_\d+/.*": "block"}, default="rest").resolve(PARAMS)
+    assert labels["block_2"] == {"kernel": "block", "bias": "bias"}
+    assert of_each(labels)["embed"] == of_each(labels)["head"] == {"rest"}
+
+
+def test_depths_follow_the_numbers_and_have_no_gaps():
+    labels = olr.label_by_depth(DEPTHS).resolve(PARAMS)
+    assert of_each(labels) == {"embed": {0}, "block_0": {1}, "block_2": {2}, "block_10": {3}, "head": {4}}
+
+
+def test_depths_of_two_numbers_are_ordered_from_left_to_right():
+    stages = {f"stage{stage}_block{block}": 0 for stage in (2, 1) for block in (10, 9)}
+    labels = olr.label_by_depth([r"stage(\d+)_block(\d+)"]).resolve(stages)
+    assert labels == {"stage1_block9": 0, "stage1_block10": 1, "stage2_block9": 2, "stage2_block10": 3}
+
+
+def test_fan_in_is_all_dimensions_but_the_last():
+    shapes = {"conv": (3, 3, 8, 16), "dense": (16, 4), "bias": (4,), "scale": ()}
+    params = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in shapes.items()}
+    assert olr.label_by_fan_in().resolve(params) == {
+        "conv": 72,
+        "dense": 16,
+        "bias": "vector",
+        "scale": "vector",
+    }
+
+
+class Layers(nnx.Module):
+    def __init__(self):
+        self.embed = nnx.Embed(7, 4, rngs=nnx.Rngs(0))
+        self.block = nnx.List([nnx.Linear(4, 4, rngs=nnx.Rngs(0)) for _ in range(2)])
+
+
+@pytest.mark.parametrize(
+    ("tree", "paths"),
+    [
+        ({"a": {"b": 1.0}}, ["a/b"]),
+        (flax.core.freeze({"a": {"b": 1.0}}), ["a/b"]),
+        ([1.0, (2.0,)], ["0", "1/0"]),
+        (Module(1.0, [2.0]), ["bias", "kernel/0"]),
+        (optax.EmaState(1, 2.0), ["count", "ema"]),
+        (1.0, [""]),
+    ],
+    ids=["dict", "FrozenDict", "list", "equinox", "NamedTuple", "leaf"],
+)
+def test_paths_of_every_tree(tree, paths):
+    resolved = olr.label_by_path({path.replace("/", "."): path for path in paths}).resolve(tree)
+    assert jax.tree.leaves(resolved) == paths
+    assert jax.tree.structure(resolved) == jax.tree.structure(tree)
+
+
+def test_nnx_variables_and_their_arrays_have_one_path():
+    state = nnx.state(Layers(), nnx.Param)
+    labeler = olr.label_by_depth([r"embed/embedding", r"block/(\d+)/(?:kernel|bias)"])
+    assert jax.tree.leaves(labeler.resolve(state)) == jax.tree.leaves(labeler.resolve(nnx.as_pure(state)))
+    assert sorted(jax.tree.leaves(labeler.resolve(state))) == [0, 1, 1, 2, 2]
+
+
+def test_what_is_masked_out_keeps_its_place():
+    mask = {
+        key: jax.tree.map(lambda _, key=key: key in ("block_2", "head"), part) for key, part in PARAMS.items()
+    }
+    seen = {}
+
+    def look(updates, state, params=None):
+        seen["labels"] = olr.label_by_depth(DEPTHS).resolve(updates)
+        return updates, state
+
+    spy = optax.GradientTransformation(lambda params: optax.EmptyState(), look)
+    optax.masked(spy, mask).update(PARAMS, optax.masked(spy, mask).init(PARAMS))
+    assert of_each(seen["labels"])["block_2"] == {2} and of_each(seen["labels"])["head"] == {4}
+    assert of_each(seen["labels"])["embed"] == set()
+
+
+def test_layer_decay_and_geometric_multipliers():
+    labels = olr.label_by_depth(DEPTHS).resolve(PARAMS)
+    wanted = {label: 0.75 ** (4 - label) for label in range(5)}
+    assert olr.layer_decay(labels) == pytest.approx(wanted)
+    spread = olr.geometric_multipliers(labels, 1e-4, 1.0)
+    assert spread == pytest.approx(dict(enumerate(np.geomspace(1e-4, 1.0, 5))))
+    assert olr.geometric_multipliers(labels, None, 1.0) == pytest.approx(
+        {0: 0.1, 1: 0.1, 2: 0.1, 3: 0.1, 4: 1}
+    )
+    assert olr.geometric_multipliers({"only": 0}, 0.1, 2.0) == {0: 2.0}
+
+
+def test_fan_in_multipliers():
+    labels = olr.label_by_fan_in().resolve(PARAMS)
+    assert olr.fan_in_multipliers(labels, base=1) == {4: 1 / 4, 7: 1 / 7, "vector": 1.0}
+    assert olr.fan_in_multipliers(labels, base=1, power=0.5)[4] == 0.5
+
+
+def test_multipliers_may_be_traced_and_have_finite_derivatives():
+    labels = olr.label_by_depth(DEPTHS).resolve(PARAMS)
+
+    def total(decay, low, high, base, power):
+        tables = (
+            olr.layer_decay(labels, decay),
+            olr.geometric_multipliers(labels, low, high),
+            olr.fan_in_multipliers(olr.label_by_fan_in().resolve(PARAMS), base=base, power=power),
+        )
+        return sum(jnp.asarray(value) for table in tables for value in table.values())
+
+    slopes = jax.jit(jax.grad(total, argnums=(0, 1, 2, 3, 4)))(0.0, 0.1, 1.0, 64.0, 1.0)
+    assert np.isfinite(slopes).all()
+    assert float(jax.jit(total)(0.75, 0.1, 1.0, 64.0, 1.0)) == pytest.approx(
+        float(total(0.75, 0.1, 1.0, 64.0, 1.0))
+    )
+
+
+def test_the_table_of_a_labelling():
+    labels = olr.label_by_depth([r"embed/.*", r"block.*", r"head/.*"])
+    table = olr.describe_labels(PARAMS, labels, {0: 0.0, 1: olr.anneal_schedule(0.25, 1.0, 10), 2: 1.0})
+    assert table.splitlines() == [
+        "label  multiplier  leaves  parameters   share  for example",
+        "    0           0       1          28   29.2%  embed/table",
+        "    1        0.25       6          60   62.5%  block_0/bias",
+        "    2           1       1           8    8.3%  head/kernel",
+    ]
+
+
+REFUSALS = {
+    "unmatched": (
+        lambda olr: olr.label_by_path({"head/.*": "head"}).resolve(PARAMS),
+        "rules must match every parameter, and match none of 'block_0/bias', 'block_0/kernel', "
+        "'block_10/bias', 'block_10/kernel', 'block_2/bias', 'block_2/kernel', 'embed/table'.",
+    ),
+    "unmatched, many": (
+        lambda olr: olr.label_by_path({"x": "x"}).resolve({str(i): 0 for i in range(13)}),
+        "rules must match every parameter, and match none of '0', '1', '10', '11', '12', '2', '3', '4', "
+        "'5', '6' and 3 more.",
+    ),
+    "idle": (
+        lambda olr: olr.label_by_path({"haed/kernel": "head"}, default="rest").resolve(PARAMS),
+        "rules has 'haed/kernel', which matches no parameter: did you mean 'head/kernel'?",
+    ),
+    "shadowed": (
+        lambda olr: olr.label_by_path({".*": "rest", "head/.*": "head"}).resolve(PARAMS),
+        "rules has 'head/.*', but an earlier pattern takes all that it matches: 'head/kernel'.",
+    ),
+    "no pattern": (
+        lambda olr: olr.label_by_path({}),
+        "rules must hold at least one regular expression, got {}.",
+    ),
+    "one string": (
+        lambda olr: olr.label_by_depth("head"),
+        "patterns must hold at least one regular expression, got 'head'.",
+    ),
+    "broken": (
+        lambda olr: olr.label_by_depth(["block_(", "head"]),
+        "patterns has 'block_(', which is no regular expression: missing ), unterminated subpattern at "
+        "position 6.",
+    ),
+    "no label": (
+        lambda olr: olr.label_by_path({".*": 0.5}),
+        "rules['.*'] must be a string or an integer, got 0.5.",
+    ),
+    "no default": (
+        lambda olr: olr.label_by_path({".*": 1}, default=True),
+        "default must be a string or an integer, got True.",
+    ),
+    "no integer": (
+        lambda olr: olr.label_by_depth([r"(.*)_.*", ".*"]).resolve(PARAMS),
+        "patterns has '(.*)_.*', which captures 'block' in place of an integer.",
+    ),
+    "depths beside a masked part": (
+        lambda olr: olr.label_by_depth(["head"]).resolve({"head": 1.0, "body": optax.MaskedNode()}),
+        "patterns cannot count depths where 'body' is masked out whole: resolve the labels on all "
+        "parameters, and pass the tree.",
+    ),
+    "not resolved": (
+        lambda olr: olr.layer_decay(olr.label_by_depth(DEPTHS)),
+        None,
+    ),
+    "no depth": (
+        lambda olr: olr.layer_decay({"head": "head"}),
+        "layer_decay needs integer labels, as label_by_depth gives, got 'head'.",
+    ),
+    "no fan-in": (
+        lambda olr: olr.fan_in_multipliers({"head": "head"}, base=64),
+        "fan_in_multipliers needs the labels of label_by_fan_in(), got 'head'.",
+    ),
+    "empty": (
+        lambda olr: olr.layer_decay({}),
+        "layer_decay needs a tree of labels, got one without any: {}.",
+    ),
+    "decay": (
+        lambda olr: olr.layer_decay({"head": 0}, -0.5),
+        "decay must be a finite number of at least 0, got -0.5.",
+    ),
+    "low": (
+        lambda olr: olr.geometric_multipliers({"head": 0}, 0.0, 1.0),
+        "low must be a finite number above 0, got 0.0.",
+    ),
+    "multiplier for no label": (
+        lambda olr: olr.describe_labels({"a": 1.0}, {"a": "head"}, {"head": 1.0, "haed": 2.0}),
+        "multipliers has 'haed', a label of no parameter: did you mean 'head'?",
+    ),
+    "label without multiplier": (
+        lambda olr: olr.describe_labels({"a": 1.0, "b": 1.0}, {"a": "head", "b": "neck"}, {"head": 1.0}),
+        "multipliers has nothing for 'neck', the label of 'b': there is 'head'.",
+    ),
+    "tree without a label": (
+        lambda olr: olr.describe_labels({"a": 1.0, "bias": 1.0}, {"a": "head", "bais": "head"}),
+        "labels has nothing for 'bias': did you mean 'bais'?",
+    ),
+    "function": (
+        lambda olr: olr.describe_labels({"a": 1.0}, len),
+        "labels must be a Labeler or a tree of labels: the one at '' must be a string or an integer, got "
+        "<built-in function len>.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSALS)
+def test_what_does_not_fit_is_refused_in_one_sentence(name, plain):
+    act, sentence = REFUSALS[name]
+    with pytest.raises(ValueError, match=r"\S") as refusal:
+        act(plain)
+    message = str(refusal.value)
+    assert message == sentence or (sentence is None and "labeler.resolve(params)" in message)
+
+
+def test_a_labeler_is_no_function():
+    assert not callable(olr.label_by_fan_in())
