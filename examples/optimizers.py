@@ -91,7 +91,7 @@ def plot_ravine(rates):
         panel.set_title(f"{name}, rate {rates[name]:.2g}: {end:.1g} left", fontsize=9)
         panel.set(xlim=(-4, 1.5), ylim=(-2.2, 1.6))
     figure.suptitle(
-        f"{RAVINE_STEPS} steps down a ravine (curvatures 1 and 40), height from {ravine(START, 0):.2g}"
+        f"{RAVINE_STEPS} steps down a ravine (curvatures 1 and 40), from a height of {ravine(START, 0):.2g}"
     )
     figure.supxlabel("first parameter")
     figure.supylabel("second parameter")
