@@ -14,7 +14,7 @@ import optax
 
 import optax_lr as olr
 
-SHAPES = [(1024, 1024)] * 6 + [(1024,)] * 6
+SHAPES = [(512, 512)] * 24 + [(512,)] * 24
 ROUNDS, STEPS = 25, 6
 
 OPTIMIZERS = {

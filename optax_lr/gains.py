@@ -30,7 +30,11 @@ Bounds: TypeAlias = tuple[float | Array, float | Array]
 
 
 class Gains(NamedTuple):
-    """One float32 for each parameter (see `code`), and the lowest and highest size that it may have."""
+    """One float32 for each parameter, and the lowest and highest size that it may have.
+
+    It is `code` of a gain and the last gradient's sign; where another array has the sign, the gain alone, which
+    decodes as itself.
+    """
 
     coded: PyTree
     low: Float[Array, ""]

@@ -30,6 +30,38 @@ class PlateauState(NamedTuple):
     window_count: Int[Array, ""]
 
 
+class _Rule(NamedTuple):
+    """What a check does to the state; the arguments of `reduce_on_plateau`, checked."""
+
+    factor: ScalarLike
+    patience: ScalarLike
+    improves: Callable[[Array, Array], Array]
+    cooldown: Array
+    min_scale: ScalarLike
+    raises: Callable[[PlateauState], Array]
+    raise_factor: ScalarLike
+    max_scale: ScalarLike
+
+    def cut(self, state: PlateauState) -> PlateauState:
+        scale = jnp.maximum(state.scale * self.factor, self.min_scale)
+        return _new_counts(state)._replace(scale=scale, cooldown_left=self.cooldown)
+
+    def check(self, metric: Array, state: PlateauState) -> PlateauState:
+        better = self.improves(metric, state.best)
+        # A check in the cooldown leaves no bad checks behind, not even those before it.
+        forgiven = better | (state.cooldown_left > 0)
+        counted = state._replace(
+            best=jnp.where(better, metric, state.best),
+            bad_checks=jnp.where(forgiven, 0, optax.safe_increment(state.bad_checks)),
+            good_checks=jnp.where(better, optax.safe_increment(state.good_checks), 0),
+            stalled_checks=jnp.where(better, 0, optax.safe_increment(state.stalled_checks)),
+            cooldown_left=jnp.maximum(state.cooldown_left - 1, 0),
+        )
+        scale = jnp.minimum(counted.scale * self.raise_factor, self.max_scale)
+        kept_or_cut = _either(counted.bad_checks > self.patience, self.cut(counted), counted)
+        return _either(self.raises(counted), _new_counts(counted)._replace(scale=scale), kept_or_cut)
+
+
 def reduce_on_plateau(
     *,
     factor: ScalarLike = 0.1,
@@ -123,50 +155,27 @@ def reduce_on_plateau(
     checks.choice("non_finite", non_finite, get_args(NonFinite))
     cut_factor = checks.number("factor", factor, above=0, below=1)
     borne = checks.steps("patience", patience, minimum=0)
-    margin = checks.number("threshold", threshold, minimum=0)
-    pause = jnp.asarray(checks.steps("cooldown", cooldown, minimum=0), jnp.int32)
-    none = jnp.int32(0)
-    lowest = checks.number("min_scale", min_scale, minimum=0, maximum=1)
-    highest = checks.number("max_scale", max_scale, minimum=1)
+    rule = _Rule(
+        factor=cut_factor,
+        patience=borne,
+        improves=_improves(mode, checks.number("threshold", threshold, minimum=0), threshold_mode),
+        cooldown=jnp.asarray(checks.steps("cooldown", cooldown, minimum=0), jnp.int32),
+        min_scale=checks.number("min_scale", min_scale, minimum=0, maximum=1),
+        raises=_raises(raise_patience, raise_after_progress, borne),
+        raise_factor=_raise_factor(raise_factor, cut_factor, raise_patience, raise_after_progress),
+        max_scale=checks.number("max_scale", max_scale, minimum=1),
+    )
     values_per_check = checks.steps("window", window)
-    raises = _raises(raise_patience, raise_after_progress, borne)
-    if raise_factor is not None and raise_patience is None and raise_after_progress is None:
-        raise ValueError(
-            f"raise_factor={raise_factor!r} needs raise_patience or raise_after_progress, got neither."
-        )
-    growth = 1 / cut_factor if raise_factor is None else checks.number("raise_factor", raise_factor, above=1)
-
-    def cut(state: PlateauState) -> PlateauState:
-        scale = jnp.maximum(state.scale * cut_factor, lowest)
-        return state._replace(scale=scale, bad_checks=none, good_checks=none, cooldown_left=pause)
-
-    def check(metric: Array, state: PlateauState) -> PlateauState:
-        better = _improves(metric, state.best, margin, mode, threshold_mode)
-        counted = state._replace(
-            best=jnp.where(better, metric, state.best),
-            # A check in the cooldown leaves no bad checks behind, not even those before it.
-            bad_checks=jnp.where(
-                better | (state.cooldown_left > 0), 0, optax.safe_increment(state.bad_checks)
-            ),
-            good_checks=jnp.where(better, optax.safe_increment(state.good_checks), 0),
-            stalled_checks=jnp.where(better, 0, optax.safe_increment(state.stalled_checks)),
-            cooldown_left=jnp.maximum(state.cooldown_left - 1, 0),
-        )
-        raised = counted._replace(
-            scale=jnp.minimum(counted.scale * growth, highest), bad_checks=none, good_checks=none
-        )
-        kept_or_cut = _either(counted.bad_checks > borne, cut(counted), counted)
-        return _either(raises(counted), raised, kept_or_cut)
 
     def observe(value: Array, state: PlateauState) -> PlateauState:
         count = optax.safe_increment(state.window_count)
         mean = state.window_mean + (value - state.window_mean) / count
         seen = _either(
             count >= values_per_check,
-            _new_window(check(mean, state)),
+            _new_window(rule.check(mean, state)),
             state._replace(window_mean=mean, window_count=count),
         )
-        missed = state if non_finite == "wait" else _new_window(cut(state))
+        missed = state if non_finite == "wait" else _new_window(rule.cut(state))
         # The mean is not finite where the value is not, or where their difference overflows.
         return _either(jnp.isfinite(mean), seen, missed)
 
@@ -200,12 +209,29 @@ def _scaled(scale: Array, update: ArrayLike) -> ArrayLike:
 
 
 def _improves(
-    metric: Array, best: Array, margin: ScalarLike, mode: Mode, threshold_mode: ThresholdMode
-) -> Array:
+    mode: Mode, margin: ScalarLike, threshold_mode: ThresholdMode
+) -> Callable[[Array, Array], Array]:
     """Whether a finite metric is better than the best by more than the margin; than no best yet, always."""
-    needed = margin * jnp.abs(best) if threshold_mode == "rel" else margin
-    better = metric < best - needed if mode == "min" else metric > best + needed
-    return jnp.isinf(best) | better
+
+    def improves(metric: Array, best: Array) -> Array:
+        needed = margin * jnp.abs(best) if threshold_mode == "rel" else margin
+        better = metric < best - needed if mode == "min" else metric > best + needed
+        return jnp.isinf(best) | better
+
+    return improves
+
+
+def _raise_factor(
+    raise_factor: ScalarLike | None, factor: ScalarLike, *raised_by: ScalarLike | None
+) -> ScalarLike:
+    """The factor of a raise, 1 / `factor` where none is given; refused where nothing raises."""
+    if raise_factor is None:
+        return 1 / factor
+    if all(count is None for count in raised_by):
+        raise ValueError(
+            f"raise_factor={raise_factor!r} needs raise_patience or raise_after_progress, got neither."
+        )
+    return checks.number("raise_factor", raise_factor, above=1)
 
 
 def _raises(
@@ -228,6 +254,10 @@ def _raises(
         return raised
 
     return raises
+
+
+def _new_counts(state: PlateauState) -> PlateauState:
+    return state._replace(bad_checks=jnp.int32(0), good_checks=jnp.int32(0))
 
 
 def _new_window(state: PlateauState) -> PlateauState:
