@@ -4,6 +4,7 @@ Parameters and states are donated; rounds take every optimizer in turn, and the 
 PyTorch's optimizers, on the same shapes, are divided by its own Adam. Prints a table.
 """
 
+import os
 import re
 import time
 
@@ -101,6 +102,8 @@ def main():
     print(f"{sum(np.prod(shape) for shape in SHAPES):,} parameters, float32; ratio to Adam, quartiles")
     print(f"{'':<24}{'step':>11}{'ratio':>8}  {'':>12}{'B/param':>9}{'copies':>9}")
     report(OPTIMIZERS, [Lane(tx) for tx in OPTIMIZERS.values()])
+    # Else PyTorch's threads spin while they wait, beside those of XLA.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import torch
     except ImportError:
