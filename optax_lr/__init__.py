@@ -25,6 +25,11 @@ from .decays import polynomial_decay_schedule as polynomial_decay_schedule
 from .decays import step_decay_schedule as step_decay_schedule
 from .finder import lr_find as lr_find
 from .finder import lr_sweep as lr_sweep
+from .gains import GainStatistics as GainStatistics
+from .gains import gain_statistics as gain_statistics
+from .gains import local_gains as local_gains
+from .gains import scale_by_delta_bar_delta as scale_by_delta_bar_delta
+from .gains import scale_by_local_gains as scale_by_local_gains
 from .labels import Labeler as Labeler
 from .labels import describe_labels as describe_labels
 from .labels import fan_in_multipliers as fan_in_multipliers
@@ -47,6 +52,9 @@ from .learning_rate import clear_learning_rate as clear_learning_rate
 from .learning_rate import get_learning_rate as get_learning_rate
 from .learning_rate import scale_by_learning_rate as scale_by_learning_rate
 from .learning_rate import set_learning_rate as set_learning_rate
+from .plateau import reduce_on_plateau as reduce_on_plateau
+from .resilient import rprop as rprop
+from .resilient import scale_by_rprop as scale_by_rprop
 from .results import LRCurve as LRCurve
 from .results import Suggestion as Suggestion
 from .results import SweepResult as SweepResult

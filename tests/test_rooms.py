@@ -14,7 +14,8 @@ PACKAGE = pathlib.Path(olr.__file__).parent
 
 # From the first to the last: a room imports from rooms before it.
 ROOMS = """types checks curves cycles schedules decays cyclical compose learning_rate labels layerwise gains
-    plateau results batches lanes placement checkpoints sweep suggest diagnose finder snapshots plots nnx""".split()
+    resilient plateau results batches lanes placement checkpoints sweep suggest diagnose finder snapshots
+    plots nnx""".split()
 
 # A method of `results` may import `plots`, so that a suggestion shows its picture.
 INSIDE_FUNCTIONS = {("results", "plots")}
@@ -51,6 +52,15 @@ PUBLIC = {
     "multistep_decay_schedule",
     "one_cycle_momentum_schedule",
     "one_cycle_schedule",
+    "GainStatistics",
+    "gain_statistics",
+    "local_gains",
+    "rprop",
+    "reduce_on_plateau",
+    "scale_by_delta_bar_delta",
+    "scale_by_local_gains",
+    "scale_by_rprop",
+    "ScaleByLearningRateState",
     "polynomial_decay_schedule",
     "rescale_for_batch",
     "sample_schedule",
@@ -58,7 +68,6 @@ PUBLIC = {
     "scale_by_learning_rate",
     "scale_schedule",
     "ScaleByLabelState",
-    "ScaleByLearningRateState",
     "set_learning_rate",
     "set_unfreezing_steps",
     "sgdr_schedule",

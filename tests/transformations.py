@@ -74,6 +74,52 @@ def gradients(dtype: Any = jnp.float32) -> dict[str, jax.Array]:
     return {"bias": jnp.asarray(bias, dtype), "kernel": jnp.asarray(kernel, dtype)}
 
 
+GAINS: dict[str, tuple] = {
+    "increase": (0.05, (0.0, 0.3)),
+    "decrease": (0.95, (0.5, 1.0)),
+    "min_gain": (0.1, (0.5, 1.0)),
+    "max_gain": (10.0, (1.1, 2.0)),
+}
+BAD_GAINS: dict[str, tuple] = {
+    "increase": (-0.1, NAN, "more"),
+    "decrease": (0.0, 1.5, NAN),
+    "min_gain": (0.0, -1.0, 20.0, NAN),
+    "max_gain": (0.05, 2.0**31, INF),
+}
+MOMENTUM: dict[str, tuple] = {"momentum": (0.9, (0.0, 0.5))}
+BAD_MOMENTUM: dict[str, tuple] = {"momentum": (1.0, -0.1, NAN)}
+RATE: dict[str, tuple] = {"learning_rate": (0.1, (0.0, 2.0))}
+STEP_SIZES: dict[str, tuple] = {
+    "decrease": (0.5, (0.1, 0.9)),
+    "increase": (1.2, (1.5, 3.0)),
+    "initial_step": (0.1, (0.05, 0.4)),
+    "min_step": (1e-6, (0.01, 0.05)),
+    "max_step": (50.0, (0.4, 0.5)),
+}
+BAD_STEP_SIZES: dict[str, tuple] = {
+    "decrease": (0.0, 1.0, NAN),
+    "increase": (1.0, 0.5, INF),
+    "initial_step": (1e-7, 100.0, NAN),
+    "min_step": (0.0, -1.0, 100.0),
+    "max_step": (1e-9, INF, "far"),
+}
+VALUES: dict[str, tuple] = {"value": (3.0, 3.5, 2.0, 2.0, 2.5, 1.0)}
+PLATEAU: dict[str, tuple] = {
+    "factor": (0.5, (0.1, 0.9)),
+    "patience": (0, (1, 2)),
+    "threshold": (1e-4, (0.0, 0.3)),
+    "cooldown": (0, (1, 2)),
+    "min_scale": (0.0, (0.3, 0.6)),
+    "window": (1, (2, 3)),
+    "max_scale": (1.0, (1.5, 4.0)),
+}
+RAISING: dict[str, tuple] = {
+    "raise_factor": (2.0, (1.5, 3.0)),
+    "raise_patience": (3, (4, 5)),
+    "raise_after_progress": (2, (1, 3)),
+}
+
+
 def momentum() -> optax.GradientTransformation:
     """An inner optimizer whose state is float32 and whose updates leave with their dtype, as ours do."""
     trace = optax.trace(0.9, accumulator_dtype=jnp.float32)
@@ -99,6 +145,74 @@ TRANSFORMATIONS = (
         ),
         bad={},
         variant="schedule",
+    ),
+    TransformationCase("scale_by_local_gains", GAINS, bad=BAD_GAINS | BAD_MOMENTUM),
+    *(
+        TransformationCase(
+            "scale_by_local_gains",
+            MOMENTUM,
+            bad={},
+            build=functools.partial(
+                lambda olr, nesterov, **numbers: olr.scale_by_local_gains(nesterov=nesterov, **numbers),
+                nesterov=nesterov,
+            ),
+            variant="nesterov" if nesterov else "momentum",
+        )
+        for nesterov in (False, True)
+    ),
+    TransformationCase(
+        "scale_by_delta_bar_delta",
+        GAINS | {"average_decay": (0.7, (0.0, 0.9))},
+        bad=BAD_GAINS | {"average_decay": (1.0, -0.1, NAN)},
+    ),
+    TransformationCase("local_gains", RATE | MOMENTUM, bad=BAD_GAINS | BAD_MOMENTUM),
+    TransformationCase(
+        "scale_by_rprop", STEP_SIZES, bad=BAD_STEP_SIZES | {"variant": ("irprop-", "Rprop", None)}
+    ),
+    *(
+        TransformationCase(
+            "scale_by_rprop",
+            {"decrease": (0.5, (0.1, 0.9))},
+            bad={},
+            build=functools.partial(
+                lambda olr, variant, **numbers: olr.scale_by_rprop(variant=variant, **numbers),
+                variant=variant,
+            ),
+            extra=VALUES if variant == "iRprop+" else {},
+            variant=variant,
+        )
+        for variant in ("iRprop+", "Rprop+", "Rprop-")
+    ),
+    TransformationCase("rprop", RATE | {"initial_step": (0.1, (0.05, 0.4))}, bad=BAD_STEP_SIZES),
+    TransformationCase(
+        "reduce_on_plateau",
+        PLATEAU,
+        bad={
+            "factor": (0.0, 1.0, NAN),
+            "patience": (-1, INF),
+            "threshold": (-1e-4, NAN),
+            "cooldown": (-1, NAN),
+            "min_scale": (-0.1, 1.5),
+            "window": (0, -2),
+            "max_scale": (0.5, INF),
+            "raise_factor": (2.0,),
+            "raise_patience": (0, -1, NAN),
+            "raise_after_progress": (0, NAN),
+            "mode": ("low", None),
+            "threshold_mode": ("relative",),
+            "non_finite": ("skip",),
+        },
+        extra=VALUES,
+    ),
+    TransformationCase(
+        "reduce_on_plateau",
+        RAISING,
+        bad={"raise_factor": (1.0, 0.5, NAN)},
+        build=lambda olr, **numbers: olr.reduce_on_plateau(
+            patience=1, max_scale=8.0, mode="max", threshold_mode="abs", non_finite="reduce", **numbers
+        ),
+        extra=VALUES,
+        variant="raising",
     ),
     TransformationCase(
         "scale_by_label",

@@ -1,0 +1,128 @@
+"""Full-batch training on handwritten digits: local gains against momentum, each at its best rate, over seeds.
+
+One sweep for each optimizer finds the rate at which its training loss is lowest after the run. Writes
+out/local_gains.png: the loss of all seeds at those rates, and how large the gains are at the end, by layer.
+"""
+
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import matplotlib.pyplot as plt
+import numpy as np
+import optax
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+import optax_lr as olr
+from optax_lr.gains import decode
+
+STEPS, SEEDS, HIDDEN = 150, 3, 32
+RATES = np.geomspace(0.01, 3.0, 12)
+OPTIMIZERS = {"momentum": lambda rate: optax.sgd(rate, 0.9), "local gains": olr.local_gains}
+OUT = pathlib.Path("out")
+
+
+def load():
+    """Training and test data: 1,437 and 360 images of 8 x 8 pixels."""
+    images, labels = load_digits(return_X_y=True)
+    split = train_test_split(
+        images.astype(np.float32) / 16, labels, test_size=360, random_state=0, stratify=labels
+    )
+    return (split[0], split[2]), (split[1], split[3])
+
+
+def init(key):
+    first, second = jax.random.split(key)
+    return {
+        "hidden": {
+            "kernel": jax.random.normal(first, (64, HIDDEN)) * (2 / 64) ** 0.5,
+            "bias": jnp.zeros(HIDDEN),
+        },
+        "head": {"kernel": jax.random.normal(second, (HIDDEN, 10)) * HIDDEN**-0.5, "bias": jnp.zeros(10)},
+    }
+
+
+def logits(params, images):
+    hidden = jax.nn.relu(images @ params["hidden"]["kernel"] + params["hidden"]["bias"])
+    return hidden @ params["head"]["kernel"] + params["head"]["bias"]
+
+
+def loss_fn(params, batch):
+    images, labels = batch
+    return optax.softmax_cross_entropy_with_integer_labels(logits(params, images), labels).mean()
+
+
+def train(optimizer, batch):
+    """One run from the first seed: the trained parameters and the optimizer's state."""
+
+    @jax.jit
+    def run(params):
+        def step(carry, _):
+            params, state = carry
+            updates, state = optimizer.update(jax.grad(loss_fn)(params, batch), state, params)
+            return (optax.apply_updates(params, updates), state), None
+
+        return jax.lax.scan(step, (params, optimizer.init(params)), length=STEPS)[0]
+
+    return run(init(jax.random.key(1)))
+
+
+def plot(losses, best, gains):
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for (name, lanes), color in zip(losses.items(), ("tab:gray", "tab:blue"), strict=True):
+        left.plot(lanes.T, color=color, alpha=0.35, linewidth=0.8)
+        left.plot(np.median(lanes, 0), color=color, label=f"{name}, rate {best[name]:.2g}")
+    left.set(yscale="log", xlabel="step (full batch)", ylabel="training loss", title="Each at its best rate")
+    left.legend(title=f"median of {SEEDS} seeds")
+    bins = np.geomspace(0.1, 10.0, 41)
+    for name, values in gains.items():
+        right.hist(values, bins, histtype="step", label=name, weights=np.full(values.size, 1 / values.size))
+    right.set(
+        xscale="log", xlabel="gain after the run", ylabel="share of the leaf's weights", title="Local gains"
+    )
+    right.axvline(1.0, color="black", linewidth=0.6, linestyle=":")
+    right.legend()
+    figure.savefig(OUT / "local_gains.png", dpi=120)
+
+
+def main():
+    start = time.perf_counter()
+    OUT.mkdir(exist_ok=True)
+    training, test = load()
+    batches = jax.tree.map(lambda array: np.broadcast_to(array, (STEPS, *array.shape)), training)
+    losses, best, steps_to = {}, {}, {}
+    for name, optimizer in OPTIMIZERS.items():
+        curve = olr.lr_sweep(loss_fn, init, optimizer, batches, learning_rates=RATES, seeds=SEEDS)
+        at = int(np.nanargmin(np.where(curve.stable, curve.losses[..., -10:].mean((0, 2)), np.nan)))
+        losses[name], best[name] = curve.losses[:, at], float(RATES[at])
+    target = np.median(losses["momentum"][:, -1])
+    print(f"{'':<13}{'rate':>7}{'final loss':>12}{'steps to ' + f'{target:.3g}':>17}{'test accuracy':>15}")
+    for name, lanes in losses.items():
+        reached = np.median(lanes, 0) <= target
+        steps_to[name] = int(reached.argmax()) if reached.any() else STEPS
+        params, state = train(OPTIMIZERS[name](best[name]), training)
+        accuracy = float((logits(params, test[0]).argmax(-1) == test[1]).mean())
+        print(
+            f"{name:<13}{best[name]:>7.2g}{np.median(lanes[:, -1]):>12.3g}{steps_to[name]:>17}{accuracy:>15.1%}"
+        )
+
+    statistics = olr.gain_statistics(state)
+    print(f"\n{'gains':<16}{'min':>7}{'median':>8}{'max':>7}{'at a bound':>12}")
+    for name, summary in {**statistics.leaves, "all": statistics.overall}.items():
+        at_bound = float(summary["at_min"] + summary["at_max"])
+        print(
+            f"{name:<16}{summary['min']:>7.2f}{summary['median']:>8.2f}{summary['max']:>7.2f}{at_bound:>12.1%}"
+        )
+    leaves = jax.tree.leaves_with_path(state[0].gains.coded)
+    gains = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): np.ravel(decode(coded)[0])
+        for path, coded in leaves
+    }
+    plot(losses, best, gains)
+    print(f"\nPicture: {OUT / 'local_gains.png'}\n{time.perf_counter() - start:.0f} s")
+
+
+if __name__ == "__main__":
+    main()
