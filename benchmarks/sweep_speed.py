@@ -5,10 +5,12 @@ The same runs, from the same parameters through the same batches, are trained by
 - `olr`: `optax_lr.lr_sweep` cold; warm, the second and later runs of one `optax_lr.sweep.Engine`, which is what a
   refinement meets;
 - `loop`: a Python loop that builds optimizer and jitted step for each rate, and so compiles for each rate, again
-  at every run: it has no warm figure;
+  at every run: it has no warm figure. With `--loop-rates N` its first rate is timed, then N more, and the others
+  are taken to cost what those did;
 - `step`: one jitted step with the rate as an argument, dispatched for each rate and step;
 - `vmap`: `jit(vmap(scan))` over the rates;
-- `torch`: PyTorch's training loop, with its fused optimizers, where it is installed.
+- `torch`: PyTorch's training loop where it is installed, with its fused optimizers, on one thread or on as many as
+  there are cores, whichever a short trial finds faster; that trial counts in its cold figure.
 
 Cold: JAX's caches are cleared before, and tracing and compilation are included. There is no compilation cache on
 disk. Warm: medians of rounds that take every way in turn. Ratios above 1 say how many times as long as `olr`.
@@ -21,6 +23,7 @@ import functools
 import gc
 import importlib.util
 import inspect
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -314,20 +317,28 @@ def torch(problem: Problem, optimizer: str, rates: np.ndarray) -> Way:
     inputs, labels = (torch.from_numpy(data) for data in problem.batches)
     batches = list(zip(inputs.long() if inputs.dtype == torch.int32 else inputs, labels.long(), strict=True))
 
-    def run() -> np.ndarray:
-        losses = []
-        for rate in rates.tolist():
-            params = {name: torch.tensor(x, requires_grad=True) for name, x in problem.params.items()}
-            chain, history = make(list(params.values()), lr=rate), []
-            for batch in batches:
-                chain.zero_grad()
-                loss = problem.torch_loss(params, batch)
-                loss.backward()
-                chain.step()
-                history.append(loss.detach())
-            losses.append(torch.stack(history).numpy())
-        return np.array(losses)
+    def train(rate: float, batches: list[Any]) -> np.ndarray:
+        params = {name: torch.tensor(x, requires_grad=True) for name, x in problem.params.items()}
+        chain, history = make(list(params.values()), lr=rate), []
+        for batch in batches:
+            chain.zero_grad()
+            loss = problem.torch_loss(params, batch)
+            loss.backward()
+            chain.step()
+            history.append(loss.detach())
+        return torch.stack(history).numpy()
 
+    def trial(threads: int) -> float:
+        torch.set_num_threads(threads)
+        train(float(rates[0]), batches[:2])
+        return seconds_of(lambda: train(float(rates[0]), batches[:6]))[0]
+
+    # Its threads wait busily for each other: more of them are slower where the model is small or cores are taken.
+    def run() -> np.ndarray:
+        torch.set_num_threads(threads)
+        return np.array([train(rate, batches) for rate in rates.tolist()])
+
+    threads = min((1, len(os.sched_getaffinity(0))), key=trial)
     return run
 
 
@@ -350,27 +361,39 @@ def cold_seconds(make: Callable[..., Way], *of: Any) -> tuple[float, np.ndarray]
     return seconds_of(lambda: make(*of)())
 
 
-def measure(problem: Problem, optimizer: str, rates: np.ndarray, rounds: int, cold_rounds: int) -> list[dict]:
+def cold_loop_seconds(
+    problem: Problem, optimizer: str, rates: np.ndarray, timed: int
+) -> tuple[float, np.ndarray]:
+    """`cold_seconds` of `loop`, at most `timed` rates after the first; the first also compiles what all share."""
+    first, losses = cold_seconds(loop, problem, optimizer, rates[:1])
+    others, more = seconds_of(loop(problem, optimizer, rates[1 : 1 + timed]))
+    return first + others / len(more) * (len(rates) - 1), np.concatenate([losses, more])
+
+
+def measure(
+    problem: Problem, optimizer: str, rates: np.ndarray, given: argparse.Namespace
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Seconds of every way, cold and warm, {way: [rounds]}; all ways must have trained the same runs."""
     of = (problem, optimizer, rates)
     cold: dict[str, list[float]] = {way: [] for way in COLD}
     expected = None
-    for _ in range(cold_rounds):
+    for _ in range(given.cold_rounds):
         for way, make in COLD.items():
-            seconds, losses = cold_seconds(make, *of)
-            cold[way].append(seconds)
-            expected = losses if expected is None else expected
+            once = cold_loop_seconds(*of, given.loop_rates) if way == "loop" else cold_seconds(make, *of)
+            cold[way].append(once[0])
+            expected = once[1] if expected is None else expected
             # Rounding grows with the steps: compare only the first.
-            np.testing.assert_allclose(losses[:, :10], expected[:, :10], rtol=1e-2, err_msg=way)
-            assert np.isfinite(losses).all(), f"a lane of {problem.name} diverged; lower BOUNDS"
+            some = expected[: len(once[1]), :10]
+            np.testing.assert_allclose(once[1][:, :10], some, rtol=1e-2, err_msg=f"{problem.name}, {way}")
+            assert np.isfinite(once[1]).all(), f"a lane of {problem.name} diverged; lower BOUNDS"
     built = {way: make(*of) for way, make in WARM.items()}
     for run in built.values():
         run()
     warm: dict[str, list[float]] = {way: [] for way in WARM}
-    for _ in range(rounds):
+    for _ in range(given.rounds):
         for way, run in built.items():
             warm[way].append(seconds_of(run)[0])
-    return [cold, warm]
+    return cold, warm
 
 
 def row(label: str, seconds: dict[str, list[float]]) -> str:
@@ -385,24 +408,26 @@ def row(label: str, seconds: dict[str, list[float]]) -> str:
     return f"| {label} | " + " | ".join(cells) + " |"
 
 
-def compare(problems: list[Problem], num_rates: int, rounds: int, cold_rounds: int) -> None:
+def compare(problems: list[Problem], given: argparse.Namespace) -> None:
     rows: list[list[str]] = [[], []]
     for problem in problems:
-        for optimizer, bounds in BOUNDS.items():
-            rates = np.geomspace(*bounds, num_rates).astype(np.float32)
-            measured = measure(problem, optimizer, rates, rounds, cold_rounds)
+        for optimizer in given.optimizers.split(","):
+            rates = np.geomspace(*BOUNDS[optimizer], given.rates).astype(np.float32)
+            measured = measure(problem, optimizer, rates, given)
             for table, seconds in zip(rows, measured, strict=True):
                 table.append(row(f"{problem.name}, {optimizer}", seconds))
                 print(table[-1], flush=True)
     for title, ways, table in zip(("cold", "warm"), (COLD, WARM), rows, strict=True):
         others = [way for way in ways if way != "olr"]
-        print(f"\n| {title}, {num_rates} rates | olr | {' | '.join(others)} |")
+        print(f"\n| {title}, {given.rates} rates | olr | {' | '.join(others)} |")
         print("|---|---|" + "---|" * len(others), *table, sep="\n")
 
 
 def early_exit(problems: list[Problem], num_rates: int, rounds: int) -> None:
     """Time of sweeps in which some lanes diverge over that of one in which none does, and over the steps taken."""
-    print("| SGD | lanes that diverge | steps executed | time | time / steps executed |\n|---|---|---|---|---|")
+    print(
+        "| SGD | lanes that diverge | steps executed | time | time / steps executed |\n|---|---|---|---|---|"
+    )
     for problem in problems:
         engine = engine_of(problem, "SGD")
         steps = engine.num_steps
@@ -428,15 +453,21 @@ def early_exit(problems: list[Problem], num_rates: int, rounds: int) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default=",".join(PROBLEMS), help=f"some of {','.join(PROBLEMS)}")
+    parser.add_argument("--optimizers", default=",".join(OPTIMIZERS))
     parser.add_argument("--rounds", type=int, default=7, help="warm rounds")
     parser.add_argument("--cold-rounds", type=int, default=1)
+    parser.add_argument(
+        "--loop-rates", type=int, default=31, help="how many rates of `loop` are timed after one"
+    )
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rates", type=int, default=32)
     parser.add_argument("--early-exit", action="store_true", help="what a diverging lane saves")
     given = parser.parse_args()
     jax.config.update("jax_enable_compilation_cache", False)
     problems = [PROBLEMS[name](given.steps) for name in given.only.split(",")]
-    print(f"{given.rates} rates x {given.steps} steps, jax {jax.__version__}, {jax.devices()[0].device_kind}\n")
+    print(
+        f"{given.rates} rates x {given.steps} steps, jax {jax.__version__}, {jax.devices()[0].device_kind}\n"
+    )
     if given.early_exit:
         early_exit(problems, given.rates, given.rounds)
         return
@@ -444,7 +475,7 @@ def main() -> None:
         COLD["torch"] = WARM["torch"] = torch
     else:
         print("PyTorch is not installed, its column is left out: pip install 'optax-lr[bench]'\n")
-    compare(problems, given.rates, given.rounds, given.cold_rounds)
+    compare(problems, given)
 
 
 if __name__ == "__main__":
