@@ -436,7 +436,7 @@ def early_exit(problems: list[Problem], num_rates: int, rounds: int) -> None:
         def sweep(rates: np.ndarray, engine: Engine = engine, problem: Problem = problem) -> Any:
             return engine.run(problem.params, rates, problem.batches, progress=False).diverged_at[0]
 
-        # Every second, third ... lane far above what trains, so that no thread gets all of them.
+        # None, one, two and three of every four lanes far above what trains, so that threads share them evenly.
         sets = [stable] + [np.where(np.arange(num_rates) % 4 < k, 1e3, stable) for k in (1, 2, 3)]
         stops = [sweep(rates.astype(np.float32)) for rates in sets]
         seconds = np.array([[seconds_of(lambda r=r: sweep(r))[0] for r in sets] for _ in range(rounds)])
@@ -464,6 +464,11 @@ def main() -> None:
     parser.add_argument("--early-exit", action="store_true", help="what a diverging lane saves")
     given = parser.parse_args()
     jax.config.update("jax_enable_compilation_cache", False)
+    for known, asked in ((PROBLEMS, given.only), (OPTIMIZERS, given.optimizers)):
+        if unknown := set(asked.split(",")) - set(known):
+            parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(known)}")
+    if given.rates < 2 or min(given.rounds, given.cold_rounds, given.loop_rates, given.steps) < 1:
+        parser.error("--rates must be at least 2, all other numbers at least 1")
     problems = [PROBLEMS[name](given.steps) for name in given.only.split(",")]
     print(
         f"{given.rates} rates x {given.steps} steps, jax {jax.__version__}, {jax.devices()[0].device_kind}\n"
