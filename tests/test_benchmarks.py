@@ -1,0 +1,21 @@
+"""The scripts in benchmarks/ run, and each way that they compare trains the same runs (asserted by the scripts)."""
+
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run(*arguments: str) -> str:
+    command = [sys.executable, *arguments]
+    return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def test_sweep_speed_prints_a_row_cold_and_warm() -> None:
+    small = "--only small_mlp --optimizers SGD --steps 3 --rounds 1 --rates 2".split()
+    printed = run("benchmarks/sweep_speed.py", *small)
+    assert "| cold, 2 rates | olr | loop | step | vmap" in printed
+    assert "| warm, 2 rates | olr | step | vmap" in printed
+    tables = printed[printed.index("| cold") :]
+    assert tables.count("| small_mlp, SGD |") == 2
