@@ -33,6 +33,7 @@ from .labels import label_by_depth as label_by_depth
 from .labels import label_by_fan_in as label_by_fan_in
 from .labels import label_by_path as label_by_path
 from .labels import layer_decay as layer_decay
+from .lanes import grid as grid
 from .layerwise import ScaleByLabelState as ScaleByLabelState
 from .layerwise import UnfreezeAtState as UnfreezeAtState
 from .layerwise import ZeroUntilState as ZeroUntilState
@@ -47,6 +48,7 @@ from .learning_rate import clear_learning_rate as clear_learning_rate
 from .learning_rate import get_learning_rate as get_learning_rate
 from .learning_rate import scale_by_learning_rate as scale_by_learning_rate
 from .learning_rate import set_learning_rate as set_learning_rate
+from .range_test import lr_range_test as lr_range_test
 from .results import LRCurve as LRCurve
 from .results import Suggestion as Suggestion
 from .results import SweepResult as SweepResult
