@@ -21,20 +21,17 @@ def lanes_of(
     given = {"learning_rate": learning_rates} if lanes is None else dict(lanes)
     if "learning_rate" not in given:
         raise ValueError(f'lanes must have a "learning_rate", got {sorted(given)}.')
-    axes = {
-        axis: _numbers(f"lanes[{axis!r}]", values)
-        for axis, values in given.items()
-        if axis != "learning_rate"
-    }
-    rates = _numbers(name, given["learning_rate"]).astype(np.float64)
-    if len({len(values) for values in (rates, *axes.values())}) > 1:
-        lengths = {axis: len(values) for axis, values in {"learning_rate": rates, **axes}.items()}
+    axes = {axis: _numbers(f"lanes[{axis!r}]", x) for axis, x in given.items() if axis != "learning_rate"}
+    rates = _numbers(name, given["learning_rate"], finite=False).astype(np.float64)
+    lengths = {"learning_rate": len(rates), **{axis: len(x) for axis, x in axes.items()}}
+    if len(set(lengths.values())) > 1:
         raise ValueError(
             f"lanes must be arrays of one length, got {lengths}; grid makes the product of axes."
         )
-    alone = all((values == values[0]).all() for values in axes.values())
-    if (rates <= 0).any() or (alone and (np.diff(rates) <= 0).any()):
-        expected = "positive and increasing" if alone else "positive"
+    alone = all((x == x[0]).all() for x in axes.values())
+    valid = np.isfinite(rates).all() and (rates > 0).all() and not (alone and (np.diff(rates) <= 0).any())
+    if not valid:
+        expected = "positive, finite and increasing" if alone else "positive and finite"
         raise ValueError(f"{name} must be {expected}, got {rates.tolist()}.")
     return {"learning_rate": rates, **axes}
 
@@ -62,10 +59,12 @@ def grid(**axes: Sequence[float] | np.ndarray) -> dict[str, np.ndarray]:
     return {name: mesh.ravel() for name, mesh in zip(axes, np.meshgrid(*values, indexing="ij"), strict=True)}
 
 
-def _numbers(name: str, values: Any) -> np.ndarray:
+def _numbers(name: str, values: Any, *, finite: bool = True) -> np.ndarray:
     numbers = np.asarray(values)
-    if numbers.ndim != 1 or not len(numbers):
-        raise ValueError(f"{name} must be a list of numbers, got an array of shape {numbers.shape}.")
-    if not (np.issubdtype(numbers.dtype, np.number) and np.isfinite(numbers).all()):
+    if numbers.ndim != 1 or not len(numbers) or numbers.dtype.kind not in "iuf":
+        raise ValueError(
+            f"{name} must be a list of numbers, got an array of {numbers.dtype} of shape {numbers.shape}."
+        )
+    if finite and not np.isfinite(numbers).all():
         raise ValueError(f"{name} must be finite numbers, got {numbers.tolist()}.")
     return numbers

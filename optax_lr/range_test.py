@@ -78,9 +78,12 @@ def lr_range_test(
 
     >>> curve = lr_range_test(lambda w, x: jnp.mean((w * x) ** 2), jnp.ones(()), optax.sgd, jnp.ones((1, 4)),
     ...                       min_learning_rate=1e-3, num_steps=9, smoothing=0.0, progress=False)
-    >>> print(curve.learning_rates.round(3))
-    [1.0e-03 3.0e-03 1.0e-02 3.2e-02 1.0e-01 3.2e-01 1.0e+00 3.2e+00 1.0e+01]
+    >>> curve.learning_rates.round(3).tolist()
+    [0.001, 0.003, 0.01, 0.032, 0.1, 0.316, 1.0, 3.162, 10.0]
     >>> print(curve.losses[0, :, 0].round(2))
+    [1.   1.   0.98 0.94 0.83 0.53 0.07 0.07 2.03]
+    >>> curve.diverged_at.tolist()
+    [[-1, -1, -1, -1, -1, -1, -1, -1, 0]]
 
     Source: Smith 2017 (arXiv:1506.01186), section 3.3, linear; exponential, smoothed and stopped as in fastai.
     """

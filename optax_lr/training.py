@@ -32,7 +32,7 @@ _TRACER_ERRORS = (
 
 # What a loss returns, by whether it has a model state and whether it has metrics.
 _LOSS_FORMS = {
-    (False, False): "one scalar (what comes beside it needs has_aux or model_state)",
+    (False, False): "one scalar",
     (False, True): "(loss, metrics), the loss one scalar",
     (True, False): "(loss, new_state), the loss one scalar",
     (True, True): "(loss, (new_state, metrics)), the loss one scalar",
@@ -68,7 +68,9 @@ class Loss(NamedTuple):
                 return jnp.asarray(loss), state, {}
             case True, True, (loss, (state, metrics)) if _is_scalar(loss):
                 return jnp.asarray(loss), state, _scalars("loss_fn", metrics, without="loss")
-        raise ValueError(f"loss_fn must return {_LOSS_FORMS[form]}, got {shapes(found)}.")
+        hint = "; what is beside it needs has_aux or model_state" if form == (False, False) else ""
+        beside = hint if isinstance(found, tuple) else ""
+        raise ValueError(f"loss_fn must return {_LOSS_FORMS[form]}, got {shapes(found)}{beside}.")
 
     def measure(self, params: PyTree, model_state: PyTree, eval_batch: PyTree, key: Array) -> Metrics:
         """What is reported of validation data, "loss" among it."""
