@@ -151,7 +151,8 @@ def _ramp_curve(rates: np.ndarray, result: SweepResult, decay: float, stop_facto
     trained, evaluated = _with_smooth_loss(result.metrics, decay), _with_smooth_loss(result.evals, decay)
     judged = (evaluated or trained)["loss"]
     best = np.minimum.accumulate(judged, axis=1)
-    stops = ~np.isfinite(judged) | (judged - best > (stop_factor - 1) * np.abs(best))
+    with np.errstate(invalid="ignore"):  # inf - inf: such a point stops by itself
+        stops = ~np.isfinite(judged) | (judged - best > (stop_factor - 1) * np.abs(best))
     stopped = np.logical_or.accumulate(stops, axis=1)
     after = np.concatenate([np.zeros_like(stopped[:, :1]), stopped[:, :-1]], axis=1)
     metrics, evals = (
