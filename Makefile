@@ -5,7 +5,7 @@ ACCELERATORS := .venv-accelerators
 WORKERS ?= 2
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
 
-.PHONY: demo test lint bench test-accelerators clean
+.PHONY: demo test lint bench test-accelerators test-kills clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/digits.py
@@ -13,6 +13,9 @@ demo: $(VENV)/.installed
 test: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest -n $(WORKERS)
 	$(VENV)/bin/python -m pytest tests/devices
+
+test-kills: $(VENV)/.installed
+	$(VENV)/bin/python -m pytest -n $(WORKERS) tests/kills
 
 test-accelerators: $(ACCELERATORS)/.installed
 	$(ACCELERATORS)/bin/python -m pytest tests/accelerators

@@ -128,7 +128,7 @@ def main():
         name: olr.one_cycle_schedule(found.learning_rate * factor, steps) for name, factor in peaks.items()
     }
     axes = plots.plot_schedules(schedules, steps, steps_per_epoch=per_epoch)
-    axes.set(yscale="log")
+    axes.set(yscale="log", ylabel="learning rate")
     axes.figure.savefig(OUT / "schedule.png", dpi=120)
     print(
         f"\nPictures: {', '.join(str(OUT / name) for name in ('lr_find.png', 'histories.png', 'schedule.png'))}"

@@ -25,6 +25,7 @@ from .decays import polynomial_decay_schedule as polynomial_decay_schedule
 from .decays import step_decay_schedule as step_decay_schedule
 from .finder import lr_find as lr_find
 from .finder import lr_sweep as lr_sweep
+from .grids import grid as grid
 from .labels import Labeler as Labeler
 from .labels import describe_labels as describe_labels
 from .labels import fan_in_multipliers as fan_in_multipliers
@@ -33,7 +34,6 @@ from .labels import label_by_depth as label_by_depth
 from .labels import label_by_fan_in as label_by_fan_in
 from .labels import label_by_path as label_by_path
 from .labels import layer_decay as layer_decay
-from .lanes import grid as grid
 from .layerwise import ScaleByLabelState as ScaleByLabelState
 from .layerwise import UnfreezeAtState as UnfreezeAtState
 from .layerwise import ZeroUntilState as ZeroUntilState

@@ -67,7 +67,9 @@ def concrete(name: str, value: Any, **bounds: float | None) -> float:
     return float(number(name, value, **bounds))
 
 
-def steps(name: str, value: Any, *, minimum: int = 1, whole: bool = False) -> int | float | Array:
+def steps(
+    name: str, value: Any, *, minimum: int = 1, whole: bool = False, unit: str = "steps"
+) -> int | float | Array:
     """A number of steps: an int where it is whole, else a float; a traced one is raised to `minimum`.
 
     With `whole`, a fraction is refused, and a traced float is rounded down to an int32.
@@ -76,7 +78,7 @@ def steps(name: str, value: Any, *, minimum: int = 1, whole: bool = False) -> in
       ValueError: a concrete value is not a finite scalar, is below `minimum`, is above 2^31 - 1, or has a
         fraction that it may not have.
     """
-    expected = f"a {'whole ' if whole else ''}number of steps from {minimum} to 2^31 - 1"
+    expected = f"a {'whole ' if whole else ''}number of {unit} from {minimum} to 2^31 - 1"
     if is_traced(value):
         if value.ndim:
             raise _refusal(name, expected, f"an array of shape {value.shape}")
@@ -102,7 +104,7 @@ def boundaries(name: str, values: Any, *, number: int | None = None) -> list[int
     except TypeError as error:
         raise _refusal(name, "a sequence of numbers of steps", repr(values)) from error
     if number is not None and len(checked) != number:
-        raise _refusal(name, f"{number} numbers of steps", repr(values))
+        raise _refusal(name, f"one number for each schedule but the first, {number} in all", repr(values))
     known = [value for value in checked if not is_traced(value)]
     if known != sorted(known):
         raise _refusal(name, "in increasing order", repr(values))

@@ -105,7 +105,9 @@ def exponential(rate: ScalarLike) -> Curve:
     steepness = checks.number("rate", rate, above=0)
 
     def curve(progress: Array) -> Array:
-        return jnp.expm1(-steepness * progress) / jnp.expm1(-steepness)
+        # Exactly 1 at the end, where a division that became a multiplication may miss it.
+        share = jnp.expm1(-steepness * progress) / jnp.expm1(-steepness)
+        return jnp.where(progress < 1, share, 1.0)
 
     return curve
 

@@ -118,8 +118,8 @@ def divide(time: Time, period: Time) -> tuple[Int[Array, ""], Time]:
     rest = time.whole - count * size
     if _is_whole(period):
         return count.astype(jnp.int32), Time(rest, time.part)
-    t, length = as_float(time), as_float(period)
-    length = jnp.where(length > 0, length, 1)
+    t, stated = as_float(time), as_float(period)
+    length = jnp.where(stated > 0, stated, 1)
     remainder = lax.rem(t, length)
     float_count = jnp.round((t - remainder) / length).astype(jnp.int32)
     float_rest = _split(remainder)
@@ -186,7 +186,10 @@ class Cycles:
         set_ = functools.partial(object.__setattr__, self)
         set_("growth", checks.number("growth", self.growth, minimum=1, maximum=checks.MAX_STEP))
         set_("first", checks.steps("first", self.first, whole=True))
-        set_("limit", None if self.limit is None else checks.steps("limit", self.limit, whole=True))
+        set_(
+            "limit",
+            None if self.limit is None else checks.steps("limit", self.limit, whole=True, unit="cycles"),
+        )
         if not self.growth.is_integer():
             self._starts()
 

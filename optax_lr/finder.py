@@ -15,7 +15,7 @@ import optax
 from jaxtyping import Array, ScalarLike
 
 from . import checks, suggest
-from .lanes import lanes_of
+from .grids import lanes_of
 from .results import LRCurve, Suggestion
 from .runs import Stage, bounds, build_stage, refuse_if_all_diverged
 from .training import Loss, pose
@@ -296,14 +296,15 @@ def _finals(
     final, best = suggest.lowest_loss(curve), suggest.best_lane(curve)
     seed = int(np.argmin(suggest.final_losses(curve)[:, best]))
     carry = jax.tree.map(lambda leaf: leaf[seed], ends[curve.learning_rates[best]])
+    params, model_state = stage.problem.ended(carry)
     return dataclasses.replace(
         final,
         reason=f"{final.reason[:-1]}, in full runs under their own schedule at {len(ends)} peaks.",
         curve=quick.curve,
         rules=quick.rules,
         finalists=curve,
-        params=stage.problem.params(carry),
-        model_state=stage.problem.model_state(carry),
+        params=params,
+        model_state=model_state,
         lane_steps=quick.lane_steps + curve.lane_steps,
     )
 

@@ -67,8 +67,8 @@ def label_by_path(rules: Mapping[str, Label], *, default: Label | None = None) -
     >>> label_by_path({"head/.*": "new", ".*": "old"}).resolve(params)
     {'backbone': {'kernel': 'old'}, 'head': {'kernel': 'new'}}
 
-    Source: the rules of big_vision's optimizer (github.com/google-research/big_vision), full match, first
-      wins.
+    Source: the rules of big_vision's optimizer (github.com/google-research/big_vision): full match, the
+    first wins.
     """
     patterns = _compiled("rules", rules)
     for name, label in [(f"rules[{pattern!r}]", label) for pattern, label in rules.items()]:
@@ -107,9 +107,8 @@ def label_by_depth(patterns: Sequence[str]) -> Labeler:
     >>> label_by_depth(["embed", r"block_(\d+)", "head"]).resolve(params)
     {'block_0': 1, 'block_10': 3, 'block_2': 2, 'embed': 0, 'head': 4}
 
-    Source: layer ids as in ELECTRA (Clark et al. 2020, arXiv:2003.10555) and BEiT: embeddings 0, layer i i
-      + 1,
-    head last.
+    Source: layer ids as in ELECTRA (Clark et al. 2020, arXiv:2003.10555) and BEiT: embeddings 0,
+    layer i at i + 1, the head last.
     """
     compiled = _compiled("patterns", patterns)
 
@@ -169,9 +168,8 @@ def layer_decay(labels: Labels, decay: ScalarLike = 0.75) -> dict[Label, ScalarL
     >>> layer_decay({"embed": 0, "block": 1, "head": 2}, 0.5)
     {0: 0.25, 1: 0.5, 2: 1.0}
 
-    Source: Clark et al. 2020 (arXiv:2003.10555), layer-wise learning-rate decay; 0.75 is the default of
-      BEiT's and
-    MAE's fine-tuning of large models.
+    Source: Clark et al. 2020 (arXiv:2003.10555), layer-wise learning-rate decay; 0.75 is timm's
+    default.
     """
     factor = checks.number("decay", decay, minimum=0)
     depths = _depths("layer_decay", labels)
@@ -236,8 +234,7 @@ def fan_in_multipliers(
     {256: 0.25, 'vector': 1.0}
 
     Source: the hidden weights' Adam rate in Yang et al. 2022 (arXiv:2203.03466), Table 3; embeddings and
-      the output
-    keep their own rules there: give those a multiplier by hand.
+    the output keep rules of their own there: give those a multiplier by hand.
     """
     width = checks.number("base", base, above=0)
     exponent = checks.number("power", power)
@@ -266,9 +263,9 @@ def describe_labels(
 
     >>> params = {"body": jnp.ones((3, 2)), "head": jnp.ones((2, 1))}
     >>> print(describe_labels(params, label_by_path({"body": 0, "head": 1}), {0: 0.1, 1: 1.0}))
-    label  multiplier  leaves  parameters   share  for example
-        0         0.1       1           6   75.0%  body
-        1           1       1           2   25.0%  head
+    label  multiplier  leaves  parameters  share  for example
+        0         0.1       1           6  75.0%  body
+        1           1       1           2  25.0%  head
     """
     tree, known = label_tree(labels, params)
     if multipliers is not None:
@@ -286,7 +283,6 @@ def describe_labels(
         share = f"{count / total:.1%}" if total else "-"
         rows.append([str(label), f"{float(value):g}", str(len(members)), str(count), share, members[0][0]])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    widths[4] = max(widths[4], 6)  # wide enough for "100.0%" in every table
     return "\n".join(
         "  ".join([cell.rjust(width) for cell, width in zip(row[:-1], widths, strict=False)] + row[-1:])
         for row in rows
@@ -305,10 +301,12 @@ def label_tree(labels: Labeler | Labels, tree: PyTree) -> tuple[Labels, list[Lab
     leaves, treedef = _leaves(tree)
     if not leaves:  # Optax looks for what a state holds of the parameters by initialising with an empty tree.
         return tree, None
-    found = labels.label_leaves(leaves) if isinstance(labels, Labeler) else _by_path(labels, leaves)
+    by_rule = isinstance(labels, Labeler)
+    found = labels.label_leaves(leaves) if by_rule else _by_path(labels, leaves)
     visible = [leaf if _is_masked(leaf) else label for (_, leaf), label in zip(leaves, found, strict=True)]
-    known = None if any(map(_is_masked, found)) else _ordered(found)
-    return jax.tree.unflatten(treedef, visible), known
+    # A ready tree may have been made for more parameters than these.
+    every = found if by_rule else jax.tree.leaves(labels)
+    return jax.tree.unflatten(treedef, visible), None if any(map(_is_masked, every)) else _ordered(every)
 
 
 def check_known(name: str, given: Iterable[Any], known: list[Label] | None) -> None:

@@ -93,6 +93,7 @@ def scale_by_label(
         for label, value in multipliers.items()
     }
     scheduled = any(map(callable, numbers.values()))
+    constant = [label for label, number in numbers.items() if isinstance(number, float) and number != 0]
 
     def init(params: optax.Params) -> ScaleByLabelState | optax.EmptyState:
         check_multipliers(numbers, *label_tree(labels, params))
@@ -108,7 +109,14 @@ def scale_by_label(
         tree, known = label_tree(labels, updates)
         check_multipliers(numbers, tree, known)
         now = {label: value(state.count) if callable(value) else value for label, value in numbers.items()}
-        scaled = jax.tree.map(lambda label, update: _scaled(now[label], update), tree, updates)
+        # A constant in the kernel would have XLA compile one for each label; a value, one for each shape.
+        values = jax.lax.optimization_barrier([jnp.asarray(numbers[label], float) for label in constant])
+        now.update(zip(constant, values, strict=True))
+        scaled = jax.tree.map(
+            lambda label, update: _scaled(now[label], update, may_be_zero=label not in constant),
+            tree,
+            updates,
+        )
         return scaled, ScaleByLabelState(optax.safe_increment(state.count)) if scheduled else state
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -255,8 +263,7 @@ def unfreeze_at(
     {'body': -0.5, 'head': -0.5}
 
     Source: gradual unfreezing (Howard & Ruder 2018, arXiv:1801.06146, section 3.3): one group an epoch,
-      from the
-    head down.
+    from the head down.
     """
     clock = zero_until(labels, starts)
     names = {str(label) for label in starts}
@@ -372,7 +379,7 @@ def fine_tune(
     {'block': 0.0, 'embed': 0.0, 'head': -1.0}
     {'block': -0.5, 'embed': 0.0, 'head': -1.0}
 
-    Source: ULMFiT's fine-tuning (Howard & Ruder 2018, arXiv:1801.06146, section 3.2 and 3.3).
+    Source: ULMFiT's fine-tuning (Howard & Ruder 2018, arXiv:1801.06146, sections 3.2 and 3.3).
     """
     never = [frozen] if isinstance(frozen, str | int) else list(frozen)
     for label in starts or ():
@@ -404,14 +411,13 @@ def _train_where(
     return optax.partition({"trainable": inner, "frozen": optax.set_to_zero()}, parts)
 
 
-def _scaled(multiplier: Any, update: Array) -> Array:
+def _scaled(multiplier: Any, update: Array, *, may_be_zero: bool) -> Array:
+    """The product; where the multiplier is 0, that is 0 for what is not finite too."""
     if isinstance(multiplier, float) and multiplier == 0:
         return jnp.zeros_like(update)
     factor = jnp.asarray(multiplier, float)
-    if isinstance(multiplier, float):
-        return (factor * update).astype(update.dtype)
     # Zeros go into the product, not in its place: that keeps the derivative by a multiplier of 0.
-    finite = jnp.where((factor != 0) | jnp.isfinite(update), update, 0)
+    finite = jnp.where((factor != 0) | jnp.isfinite(update), update, 0) if may_be_zero else update
     return (factor * finite).astype(update.dtype)
 
 

@@ -4,16 +4,17 @@ import io
 from collections.abc import Mapping
 from typing import Any
 
-import jax
 import matplotlib.pyplot as plt
 import numpy as np
+from jaxtyping import ScalarLike
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from . import suggest
+from . import checks, suggest
+from .compose import sample_schedule
 from .results import LRCurve, Suggestion
 from .types import Schedule
 
@@ -113,22 +114,37 @@ def plot_schedules(
     schedules: Mapping[str, Schedule],
     num_steps: int,
     *,
-    steps_per_epoch: int | None = None,
+    steps_per_epoch: ScalarLike | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """Schedules over steps 0 to `num_steps` - 1, one line each, named in the legend.
+    """Schedules over the steps of a run, one line each.
 
     Args:
-      schedules: `{name: schedule}`.
-      num_steps: how many steps are drawn, at least 1.
-      steps_per_epoch: label the horizontal axis in epochs of that many steps.
-      ax: where to draw; new axes by default.
+      schedules: schedule by name, at least one; names stand in the legend.
+      num_steps: how many steps are drawn, from 0 on, at least 1.
+      steps_per_epoch: where given, the axis counts epochs. The schedules still read steps.
+      ax: where to draw; None for a new figure.
+
+    Returns:
+      The axes, for the caller to show or save: `ax.figure.savefig("schedules.png")`.
+
+    Raises:
+      ValueError: there is no schedule, one is not a function, or a number is out of its range.
+
+    >>> import optax_lr as olr
+    >>> ax = plot_schedules({"cosine": olr.anneal_schedule(0.1, 0.0, 100)}, 100)
+    >>> ax.get_xlabel(), len(ax.lines)
+    ('step', 1)
+    >>> plt.close(ax.figure)
     """
+    if not isinstance(schedules, Mapping) or not schedules:
+        raise ValueError(f"schedules must be a dict with at least one name and schedule, got {schedules!r}.")
+    epoch = 1 if steps_per_epoch is None else checks.steps("steps_per_epoch", steps_per_epoch)
+    lines = {name: np.asarray(sample_schedule(part, num_steps)) for name, part in schedules.items()}
     axes = ax or plt.subplots(figsize=(7.5, 4.2), layout="constrained")[1]
-    steps = np.arange(num_steps, dtype=np.int32)
-    for name, schedule in schedules.items():
-        axes.plot(steps / (steps_per_epoch or 1), jax.vmap(schedule)(steps), lw=1.8, label=name)
-    axes.set(xlabel="step" if steps_per_epoch is None else "epoch", ylabel="learning rate")
+    for name, values in lines.items():
+        axes.plot(np.arange(len(values)) / np.asarray(epoch), values, lw=1.8, label=name)
+    axes.set(xlabel="step" if steps_per_epoch is None else "epoch", ylabel="value")
     axes.grid(alpha=0.25)
     return _legend_outside(axes)
 

@@ -131,12 +131,12 @@ def lr_range_test(
         lanes_at_once=lanes_at_once,
     )
     result = engine.run(
-        {"run": problem.starts, "step": jnp.zeros(seeds, jnp.int32)},
+        {"run": problem.starts, "step": jnp.zeros(seeds if problem.drawn else (), jnp.int32)},
         jnp.zeros(1),
         problem.batches,
         seeds=seeds,
         key=problem.key,
-        carry_per_seed=True,
+        carry_per_seed=problem.drawn,
         eval_batch=eval_batch,
         progress=progress,
         description="range test",

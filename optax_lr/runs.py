@@ -29,7 +29,9 @@ class Stage(NamedTuple):
     ) -> tuple[LRCurve, PyTree]:
         """Train the lanes; the curve, and the final carries where asked."""
         result = self.engine.run(
-            jax.tree.map(lambda leaf: leaf[:seeds], self.problem.starts),
+            jax.tree.map(lambda leaf: leaf[:seeds], self.problem.starts)
+            if self.problem.drawn
+            else self.problem.starts,
             {
                 name: jnp.asarray(x, jnp.float32 if x.dtype.kind == "f" else jnp.int32)
                 for name, x in lanes.items()
@@ -37,7 +39,7 @@ class Stage(NamedTuple):
             self.problem.batches,
             seeds=seeds,
             key=self.problem.key,
-            carry_per_seed=True,
+            carry_per_seed=self.problem.drawn,
             eval_batch=self.problem.eval_batch,
             return_carries=return_carries,
             progress=self.progress,
@@ -98,8 +100,9 @@ def refuse_if_all_diverged(curve: LRCurve, problem: Problem, num_steps: int) -> 
     # The lane that got farthest; a rate that is too high may fail earlier.
     step = int(curve.diverged_at[0].max())
     batch = int(orders[0, step])
-    start = jax.tree.map(lambda leaf: leaf[0], problem.starts)
-    loss, *_ = problem.value(start, jax.tree.map(lambda leaf: leaf[batch], problem.batches), problem.key)
+    loss, *_ = problem.value(
+        problem.start(), jax.tree.map(lambda leaf: leaf[batch], problem.batches), problem.key
+    )
     if not jnp.isfinite(loss):
         raise RuntimeError(
             f"{sentence}, the last of them at step {step}; the loss of batch {batch} is {loss} before any "

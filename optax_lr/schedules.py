@@ -228,7 +228,7 @@ def warmup_stable_decay_schedule(
     warmup = span(checks.steps("warmup_steps", warmup_steps, minimum=0))
     stable = span(checks.steps("stable_steps", stable_steps, minimum=0))
     decay = span(checks.steps("decay_steps", decay_steps, minimum=0))
-    number_of_cycles = checks.steps("cycles", cycles, whole=True)
+    number_of_cycles = checks.steps("cycles", cycles, whole=True, unit="cycles")
     decay_start, period = span(warmup, stable), span(warmup, stable, decay)
     if isinstance(period.whole, int) and period == Time(0):
         raise ValueError(
@@ -394,9 +394,9 @@ def _one_cycle(
         time = clock(step)
         rise = phase(first, middle, curve, time, at_turn)
         fall = phase(first if three_phase else middle, last, curve, since(time, at_back), remaining)
-        if three_phase:
-            return_ = phase(middle, first, curve, since(time, at_turn), at_turn)
-            fall = jnp.where(reached(time, at_back), fall, return_)
-        return jnp.where(reached(time, at_turn), fall, rise)
+        if not three_phase:
+            return jnp.where(reached(time, at_turn), fall, rise)
+        back_down = phase(middle, first, curve, since(time, at_turn), at_turn)
+        return jnp.where(reached(time, at_back), fall, jnp.where(reached(time, at_turn), back_down, rise))
 
     return schedule

@@ -2,32 +2,34 @@
 
 A *lane* is one run at one set of hyperparameters, repeated for every seed. All lanes of a seed start from the
 same carry and see the same batches and random keys in the same order, so they are compared pairwise. The
-placement decides whether the compiled program holds one lane or a `vmap` of many.
+placement decides whether the compiled program holds one lane or a `vmap` of many, on one device or on a mesh.
 
 On a CPU lanes run one after the other, shared out over host threads: copies of a model in one `vmap` leave the
 cache, while the compiled call releases Python's lock. There a step with convolutions is dispatched one at a
 time, since XLA's CPU backend runs a convolution inside a loop many times slower.
 """
 
+import itertools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import Array, ScalarLike
 
 from . import checks
-from .batches import batch_orders, leading_axis
+from .batches import batch_orders, leading_axis, read_batches
+from .checkpoints import Store, digest, digest_of_program, kept_chunk
+from .lanes import Form, Layout, Programs, Run, StepFn, inspect, programs
+from .placement import Place, choose
 from .results import SweepResult
 from .types import Metrics, PyTree
 
-StepFn = Callable[[PyTree, PyTree, PyTree, Array], tuple[PyTree, Metrics]]
-
-AVERAGE_DECAY = 0.9
 # A run is cut into calls of the program of this many steps, or of a twentieth of it, so that progress shows.
 STEPS_PER_CALL = 100
 
@@ -36,19 +38,22 @@ def sweep(
     step: StepFn,
     carry: PyTree,
     lanes: PyTree,
-    batches: PyTree,
+    batches: PyTree | Iterable[PyTree],
     *,
     num_steps: int,
     seeds: int = 1,
     key: Array | None = None,
     carry_per_seed: bool = False,
+    per_seed: bool = False,
     init: Callable[[PyTree, PyTree], PyTree] | None = None,
     evaluate: Callable[[PyTree, PyTree], Metrics] | None = None,
     eval_batch: PyTree = None,
     eval_steps: Sequence[int] = (),
     return_carries: bool = False,
     lanes_at_once: int | Literal["auto"] = "auto",
+    mesh: Mesh | None = None,
     stop_factor: ScalarLike = 3.0,
+    checkpoint: str | os.PathLike | None = None,
     progress: bool = True,
 ) -> SweepResult:
     """Train many lanes of hyperparameters from one start, and return all that they reported.
@@ -63,12 +68,15 @@ def sweep(
         all other metrics are scalars, taken before the update.
       carry: the start: parameters, optimizer state, or any pytree of arrays.
       lanes: hyperparameters, a pytree of arrays with leading axis [lanes].
-      batches: a pytree of arrays with leading axis [batches]. They are gone through again where they run out.
+      batches: a pytree of arrays with leading axis [batches], or a list or other iterable of batches, of which
+        up to `num_steps` are read once and kept on the host. They are gone through again where they run out.
         Seed 0 keeps their order; every other seed has its own.
       num_steps: how many steps each lane takes, at least 1.
       seeds: how many runs each lane has, at least 1.
       key: where the orders and the step's keys come from; `jax.random.key(0)` by default.
       carry_per_seed: whether `carry` has a leading axis [seeds].
+      per_seed: whether `batches` and `eval_batch` have a leading axis [seeds], before that of the batches (the
+        folds of a cross-validation).
       init: `init(carry, lane) -> carry`, what a lane makes of its start (an optimizer state that depends on
         the rate, say).
       evaluate: `evaluate(carry, eval_batch) -> metrics`, called after each count of steps in `eval_steps`.
@@ -76,8 +84,13 @@ def sweep(
       eval_steps: after how many steps `evaluate` is called, increasing, in [1, num_steps].
       return_carries: whether the final carries are returned, with leading axes [seeds, lanes].
       stop_factor: how far the average may rise; above 0.
-      lanes_at_once: how many lanes ride in one `vmap`. "auto" is one lane a core, on host threads, on a CPU, and
-        all lanes at once on an accelerator.
+      lanes_at_once: how many lanes ride in one `vmap` on each device. "auto": on an accelerator as many as its
+        memory holds, in equal chunks; on one CPU device one lane a core, on host threads; on several one each.
+      mesh: the devices that lanes are split over, whatever its axes; all of them by default, on all hosts, and
+        every host gets the whole result. A carry that arrives sharded keeps its sharding: its lanes then go one
+        after the other.
+      checkpoint: a directory. A sweep that was killed and is called again ends with the bits of an undisturbed
+        one. Needs orbax (`optax-lr[checkpoints]`).
       progress: whether a bar shows steps, lanes alive and the best loss, where there is a terminal.
 
     Returns:
@@ -85,7 +98,8 @@ def sweep(
 
     Raises:
       ValueError: an argument out of range, an empty leading axis, a step that changes the carry's structure,
-        shapes or dtypes, a metric that is not a scalar, or a step without `metrics["loss"]`.
+        shapes or dtypes, a metric that is not a scalar, a step without `metrics["loss"]`, or a checkpoint of
+        another sweep.
 
     Non-finite values: a lane whose loss is not finite is stopped, marked and frozen; other metrics are recorded
     as they come.
@@ -107,69 +121,53 @@ def sweep(
         evaluate=evaluate,
         eval_steps=eval_steps,
         lanes_at_once=lanes_at_once,
+        mesh=mesh,
         stop_factor=stop_factor,
     )
+    data = batches if per_seed else read_batches(batches, engine.num_steps, None)
     return engine.run(
         carry,
         lanes,
-        batches,
+        data,
         seeds=seeds,
         key=key,
         carry_per_seed=carry_per_seed,
+        per_seed=per_seed,
+        stream=not (per_seed or data is batches),
         eval_batch=eval_batch,
         return_carries=return_carries,
+        checkpoint=checkpoint,
         progress=progress,
     )
 
 
-class _Run(NamedTuple):
-    """One lane of one seed in the middle of its run; batched, every leaf has leading axes [seeds, lanes]."""
+class _Feed(NamedTuple):
+    """What the programs of a sweep are fed with, on the host or as the user's own arrays."""
 
     carry: PyTree
-    first: Array
-    average: Array
-    best: Array
-    diverged_at: Array
-    history: dict[str, Array]
+    lanes: PyTree
+    batches: PyTree
+    eval_batch: PyTree
+    orders: np.ndarray
+    keys: np.ndarray
 
 
-def _fresh(carry: PyTree, names: Sequence[str], num_steps: int) -> _Run:
-    """A run before its first step. Weak types are dropped: they would change in the loop."""
-    return _Run(
-        carry=jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), carry),
-        first=jnp.zeros((), jnp.float32),
-        average=jnp.zeros((), jnp.float32),
-        best=jnp.full((), jnp.inf, jnp.float32),
-        diverged_at=jnp.full((), -1, jnp.int32),
-        history={name: jnp.full(num_steps, jnp.nan, jnp.float32) for name in names},
-    )
+class _Work(NamedTuple):
+    """What all jobs of a sweep share."""
 
-
-def _record(t: Array, run: _Run, carry: PyTree, metrics: Metrics, stop_factor: ScalarLike) -> _Run:
-    """The run after step `t`, which led to `carry`: taken, or frozen where the lane diverges or has diverged."""
-    loss = metrics["loss"].astype(jnp.float32)
-    first = jnp.where(t == 0, loss, run.first)
-    average = AVERAGE_DECAY * run.average + (1 - AVERAGE_DECAY) * loss
-    smooth = average / (1 - AVERAGE_DECAY ** (t + 1).astype(jnp.float32))
-    best = jnp.minimum(run.best, smooth)
-    rise = smooth - best > stop_factor * jnp.maximum(jnp.abs(first), jnp.abs(best))
-    live = run.diverged_at < 0
-    goes_on = live & jnp.isfinite(loss) & ~rise
-    return _Run(
-        carry=jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), carry, run.carry),
-        first=first,
-        average=average,
-        best=best,
-        diverged_at=jnp.where(live & ~goes_on, t, run.diverged_at),
-        history={
-            name: values.at[t].set(jnp.where(live, metrics[name].astype(jnp.float32), jnp.nan))
-            for name, values in run.history.items()
-        },
-    )
+    jobs: list[tuple[Any, Any]]
+    place: Place
+    made: Programs
+    feed: _Feed
+    data: PyTree
+    eval_data: PyTree
+    carry_per_seed: bool
+    store: Store
+    bar: "_Bar"
 
 
 class Engine:
-    """The compiled programs of a sweep, fed with as many sets of lanes as come: a refinement compiles nothing.
+    """The programs of a sweep, fed with as many sets of lanes as come: a refinement compiles nothing.
 
     Arguments are those of `sweep`: here what the programs depend on, in `run` what they are fed.
     """
@@ -183,51 +181,16 @@ class Engine:
         evaluate: Callable[[PyTree, PyTree], Metrics] | None = None,
         eval_steps: Sequence[int] = (),
         lanes_at_once: int | Literal["auto"] = "auto",
+        mesh: Mesh | None = None,
         stop_factor: ScalarLike = 3.0,
     ):
         self.num_steps = checks.size("num_steps", num_steps)
         self.eval_steps = _increasing_steps("eval_steps", eval_steps, self.num_steps)
-        self.chunk = None if lanes_at_once == "auto" else checks.size("lanes_at_once", lanes_at_once)
-        self.on_threads = self.chunk is None and jax.default_backend() == "cpu"
-        factor = checks.number("stop_factor", stop_factor, above=0)
-
-        def spread(function: Callable, over_seeds: tuple, over_lanes: tuple) -> Callable:
-            return function if self.on_threads else jax.vmap(jax.vmap(function, over_lanes), over_seeds)
-
-        def start(carry: PyTree, lane: PyTree, names: tuple[str, ...]) -> _Run:
-            def one_start(carry: PyTree, lane: PyTree) -> _Run:
-                return _fresh(init(carry, lane) if init else carry, names, self.num_steps)
-
-            return spread(one_start, (0, None), (None, 0))(carry, lane)
-
-        def train_once(run: _Run, t: Array, lane: PyTree, batches: PyTree, order: Array, key: Array) -> _Run:
-            def one_step(run: _Run, lane: PyTree, batch: PyTree, key: Array) -> _Run:
-                carry, metrics = step(run.carry, lane, batch, jax.random.fold_in(key, t))
-                return _record(t, run, carry, metrics, factor)
-
-            # One gather for all lanes of a seed: no batch is copied per lane.
-            batch = jax.tree.map(lambda leaf: leaf[order[..., t]], batches)
-            return spread(one_step, (0, None, 0, 0), (0, 0, None, None))(run, lane, batch, key)
-
-        def train(run: _Run, begin: Array, end: Array, *feed: Any) -> _Run:
-            return jax.lax.while_loop(
-                lambda state: (state[0] < end) & jnp.any(state[1].diverged_at < 0),
-                lambda state: (state[0] + 1, train_once(state[1], state[0], *feed)),
-                (begin, run),
-            )[1]
-
-        def measure(run: _Run, eval_batch: PyTree) -> Metrics:
-            def one_measure(run: _Run, eval_batch: PyTree) -> Metrics:
-                metrics = evaluate(run.carry, eval_batch) if evaluate else {}
-                return {name: jnp.where(run.diverged_at < 0, x, jnp.nan) for name, x in metrics.items()}
-
-            return spread(one_measure, (0, None), (0, None))(run, eval_batch)
-
-        self._step, self._init = step, init
-        self._start = jax.jit(start, static_argnums=2)
-        self._train = jax.jit(train, donate_argnums=0)
-        self._train_once = jax.jit(train_once, donate_argnums=0)
-        self._measure = jax.jit(measure)
+        self._chunk = None if lanes_at_once == "auto" else checks.size("lanes_at_once", lanes_at_once)
+        self._stop_factor = checks.concrete("stop_factor", stop_factor, above=0)
+        self._mesh = mesh
+        self._step, self._init, self._evaluate = step, init, evaluate if self.eval_steps else None
+        self._made: dict[tuple[Layout, tuple[str, ...], str], Programs] = {}
 
     def run(
         self,
@@ -238,146 +201,286 @@ class Engine:
         seeds: int = 1,
         key: Array | None = None,
         carry_per_seed: bool = False,
+        per_seed: bool = False,
+        stream: bool = False,
         eval_batch: PyTree = None,
         return_carries: bool = False,
+        checkpoint: str | os.PathLike | None = None,
         progress: bool = True,
         description: str = "sweep",
     ) -> SweepResult:
-        """Train the lanes; see `sweep`."""
-        lanes, batches, carry = jax.tree.map(jnp.asarray, (lanes, batches, carry))
+        """Train the lanes; see `sweep`. `stream`: batches stay on the host and are sent when they are needed."""
         num_lanes, num_seeds = leading_axis("lanes", lanes), checks.size("seeds", seeds)
-        if not carry_per_seed:
-            carry = jax.tree.map(lambda leaf: jnp.broadcast_to(leaf, (num_seeds, *leaf.shape)), carry)
         root = jax.random.key(0) if key is None else key
-        orders = batch_orders(leading_axis("batches", batches), self.num_steps, num_seeds, root)
-        keys = jax.random.split(root, num_seeds)
-        names, convolves = self._inspect(_take(carry, 0), _take(lanes, 0), _take(batches, 0), keys[0])
-        advance = self._step_by_step if convolves and self.on_threads else self._train
-        parts = self._parts(num_seeds, num_lanes)
-        bar = _Bar(description, num_seeds * num_lanes, self.num_steps, progress)
+        one_seed = _take(batches, 0) if per_seed else batches
+        feed = _Feed(
+            carry=carry,
+            lanes=jax.tree.map(np.asarray, lanes),
+            batches=batches,
+            eval_batch=eval_batch,
+            orders=batch_orders(leading_axis("batches", one_seed), self.num_steps, num_seeds, root),
+            keys=np.asarray(jax.random.key_data(jax.random.split(root, num_seeds))),
+        )
+        start = _take(carry, 0) if carry_per_seed else carry
+        form = inspect(
+            self._step,
+            self._init,
+            self._evaluate,
+            start,
+            _take(feed.lanes, 0),
+            _take(one_seed, 0),
+            _take(eval_batch, 0) if per_seed else eval_batch,
+            str(jax.random.key_impl(root)),
+        )
+        place = choose(
+            start,
+            num_lanes=num_lanes,
+            num_seeds=num_seeds,
+            chunk=self._chunk or kept_chunk(checkpoint),
+            mesh=self._mesh,
+            per_seed=per_seed,
+            convolves="conv_general_dilated" in form.program,
+            bytes_of=lambda width: bytes_needed(
+                self.lowered(start, lanes, batches, width=width, seeds=num_seeds, per_seed=per_seed)
+            ),
+        )
+        if not carry_per_seed and place.layout.batched:
+            feed = feed._replace(
+                carry=jax.tree.map(lambda x: jnp.broadcast_to(x, (num_seeds, *x.shape)), carry)
+            )
+        store = Store(
+            len(place.jobs(num_seeds, num_lanes)),
+            place.shape(num_seeds),
+            form.metrics,
+            form.evals,
+            num_steps=self.num_steps,
+            num_evals=len(self.eval_steps),
+            keep_carries=return_carries,
+            directory=checkpoint,
+            problem=None if checkpoint is None else self._identity(form, carry, feed, place),
+        )
+        work = _Work(
+            jobs=place.jobs(num_seeds, num_lanes),
+            place=place,
+            made=self._programs(place.layout, form),
+            feed=feed,
+            data=None if stream and place.layout.batched else place.put(batches),
+            eval_data=place.put(eval_batch),
+            carry_per_seed=carry_per_seed or place.layout.batched,
+            store=store,
+            bar=_Bar(description, place, store, num_seeds * num_lanes, self.num_steps, progress),
+        )
+        with ThreadPoolExecutor(place.workers) as pool, work.bar:
+            for _ in pool.map(lambda job: self._job(work, job), range(len(work.jobs))):
+                pass
+        store.save()
 
-        def job(part: tuple[Any, Any]) -> tuple[PyTree, PyTree]:
-            of_seed, of_lane = part
-            lane, measured, begin = _take(lanes, of_lane), [], 0
-            run = self._start(_take(carry, of_seed), lane, names)
-            for end in self._ends():
-                run = advance(run, begin, end, lane, batches, orders[of_seed], keys[of_seed])
-                if end in self.eval_steps:
-                    measured.append(self._measure(run, eval_batch))
-                bar.report(end - begin, run.best, run.diverged_at, last=end == self.num_steps)
-                begin = end
-            final = run.carry if return_carries else None
-            return final, jax.device_get((run.history, run.diverged_at, measured))
+        def join(tree: PyTree) -> PyTree:
+            return jax.tree.map(lambda values: place.join(values, num_seeds, num_lanes), tree)
 
-        with bar, ThreadPoolExecutor(_cores() if self.on_threads else 1) as pool:
-            done = list(pool.map(job, parts))
-        carries, (metrics, diverged_at, measured) = self._gather(done, num_seeds, num_lanes)
+        carries = None
+        if return_carries:
+            leaves = [
+                np.stack(each)
+                for each in zip(*(store.carries[job] for job in range(len(work.jobs))), strict=True)
+            ]
+            carries = join(jax.tree.unflatten(form.carry, leaves))
         return SweepResult(
-            metrics=metrics,
-            evals={name: np.stack([at[name] for at in measured], axis=-1) for name in measured[0]}
-            if measured
-            else {},
-            diverged_at=diverged_at,
+            metrics=join(store.history),
+            evals=join(store.evals),
+            diverged_at=join(store.scalars["diverged_at"]),
             carries=carries,
-            placement=self._placement(num_seeds, num_lanes, advance),
+            placement=place.words,
+            skipped_steps=store.skipped,
+            redone_steps=store.redone,
         )
 
-    def _ends(self) -> list[int]:
-        """After which steps the program is left: where something is evaluated, and where progress is shown."""
+    def _job(self, work: _Work, job: int) -> None:
+        """Run one job from its last checkpoint, or from the start, to its end."""
+        place, store, (of_seed, of_lane), begin = (
+            work.place,
+            work.store,
+            work.jobs[job],
+            int(work.store.done[job]),
+        )
+        if begin == self.num_steps:
+            return
+        lane = place.put(_take(work.feed.lanes, of_lane), split=True)
+        start = _take(work.feed.carry, of_seed) if work.carry_per_seed else work.feed.carry
+        run = work.made.start(place.put(start) if place.layout.batched else start, lane)
+        if begin:
+            run = _restored(run, store, job)
+        key = place.put(work.feed.keys[of_seed])
+        eval_data = _take(work.eval_data, of_seed) if place.layout.per_seed else work.eval_data
+        for end, data, order in self._segments(work, of_seed, begin):
+            feed = (lane, data, order, key)
+            if place.stepwise:
+                run = _step_by_step(work.made, run, begin, end, feed)
+            else:
+                run = work.made.train(run, np.int32(begin), np.int32(end), *feed)
+            at = self.eval_steps.index(end) if self._evaluate and end in self.eval_steps else None
+            evals = {} if at is None else place.get(work.made.measure(run, eval_data))
+            seen = place.get(run if store.wants_carry(end) else run._replace(carry=None))
+            store.put(job, end, seen, evals, at)
+            work.bar.report(seen, end - begin, last=end == self.num_steps)
+            begin = end
+
+    def _segments(self, work: _Work, of_seed: Any, begin: int) -> Iterator[tuple[int, PyTree, Any]]:
+        """The ends of the calls after `begin`, each with its batches and the order they are read in.
+
+        Batches that stay on the host are sent for one call, while the call before it computes.
+        """
         stride = max(STEPS_PER_CALL, -(-self.num_steps // 20))
-        return sorted({*range(stride, self.num_steps, stride), *self.eval_steps, self.num_steps})
+        ends = sorted({*range(stride, self.num_steps, stride), *self.eval_steps, self.num_steps})
+        todo = [end for end in ends if end > begin]
+        if work.data is not None:
+            data = _take(work.data, of_seed) if work.place.layout.per_seed else work.data
+            order = work.place.put(work.feed.orders[of_seed])
+            yield from ((end, data, order) for end in todo)
+            return
+        orders, longest = work.feed.orders[of_seed], max(np.diff([0, *ends]))
 
-    def _parts(self, num_seeds: int, num_lanes: int) -> list[tuple[Any, Any]]:
-        """What each job trains, as indices of seeds and lanes. Chunks are equal: the last repeats a lane."""
-        if self.on_threads:
-            return [(seed, lane) for seed in range(num_seeds) for lane in range(num_lanes)]
-        width = min(self.chunk or num_lanes, num_lanes)
-        starts = range(0, num_lanes, width)
-        return [(slice(None), np.minimum(np.arange(a, a + width), num_lanes - 1)) for a in starts]
+        def send(first: int, last: int) -> tuple[PyTree, Any]:
+            steps = np.minimum(np.arange(first, first + longest), last - 1)
+            rows = orders[:, steps]
+            local = np.zeros_like(orders)
+            local[:, steps] = np.arange(rows.size).reshape(rows.shape)
+            return work.place.put(_take(work.feed.batches, rows.ravel())), work.place.put(local)
 
-    def _gather(self, done: list[PyTree], num_seeds: int, num_lanes: int) -> PyTree:
-        """The results of all jobs, with leading axes [seeds, lanes]."""
+        ahead = send(begin, todo[0])
+        for end, following in itertools.zip_longest(todo, todo[1:]):
+            here, ahead = ahead, send(end, following) if following else ahead
+            yield end, *here
 
-        def join(*leaves: Any) -> Any:
-            xp = np if isinstance(leaves[0], np.ndarray | np.generic) else jnp
-            if self.on_threads:
-                return xp.stack(leaves).reshape((num_seeds, num_lanes, *leaves[0].shape))
-            return xp.concatenate(leaves, axis=1)[:, :num_lanes]
+    def _programs(self, layout: Layout, form: Form) -> Programs:
+        """The programs for a layout, made once."""
+        which = (layout, form.metrics, form.key_impl)
+        if which not in self._made:
+            self._made[which] = programs(
+                self._step,
+                self._init,
+                self._evaluate,
+                names=form.metrics,
+                num_steps=self.num_steps,
+                stop_factor=self._stop_factor,
+                key_impl=form.key_impl,
+                layout=layout,
+            )
+        return self._made[which]
 
-        return jax.tree.map(join, *done)
+    def lowered(
+        self,
+        start: PyTree,
+        lanes: PyTree,
+        batches: PyTree,
+        *,
+        width: int,
+        seeds: int = 1,
+        per_seed: bool = False,
+    ) -> Any:
+        """The training program of `width` lanes in one `vmap`, lowered: for its flops, bytes and text.
 
-    def _placement(self, num_seeds: int, num_lanes: int, advance: Callable) -> str:
-        if self.on_threads:
-            way = "step by step" if advance == self._step_by_step else "one program a lane"
-            return f"{num_lanes} lanes x {num_seeds} seeds on {_cores()} host threads, {way}"
-        width = min(self.chunk or num_lanes, num_lanes)
-        return f"{num_lanes} lanes x {num_seeds} seeds, {width} lanes at once on {jax.default_backend()}"
+        `lanes` and `batches` are as in `run`; only shapes and dtypes are looked at.
+        """
 
-    def _step_by_step(self, run: _Run, begin: int, end: int, *feed: Any) -> _Run:
-        """What `_train` does, with one dispatch a step."""
-        for t in range(begin, end):
-            if run.diverged_at >= 0:
-                break
-            run = self._train_once(run, t, *feed)
-        return run
+        def shaped(tree: PyTree, *lead: int, drop: int = 0) -> PyTree:
+            return jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct((*lead, *leaf.shape[drop:]), leaf.dtype), tree
+            )
 
-    def _inspect(
-        self, carry: PyTree, lane: PyTree, batch: PyTree, key: Array
-    ) -> tuple[tuple[str, ...], bool]:
-        """The names of the metrics, and whether the step convolves; a step of the wrong form is refused."""
-        start = jax.eval_shape(
-            lambda *a: _fresh(self._init(*a) if self._init else a[0], (), 1), carry, lane
-        ).carry
-        jaxpr, (after, metrics) = jax.make_jaxpr(self._step, return_shape=True)(start, lane, batch, key)
-        if "loss" not in metrics:
-            raise ValueError(f'step must return metrics["loss"], got metrics {sorted(metrics)}.')
-        for name, value in metrics.items():
-            if value.shape:
-                raise ValueError(f"metric {name!r} must be a scalar, got an array of shape {value.shape}.")
-        given, returned = str(jax.tree.structure(start)), str(jax.tree.structure(after))
-        if given != returned:
-            raise ValueError(f"step must return a carry of structure {given}, got {returned}.")
-        pairs = zip(jax.tree.leaves_with_path(start), jax.tree.leaves(after), strict=True)
-        for (path, old), new in pairs:
-            if (old.shape, old.dtype) != (new.shape, new.dtype):
-                raise ValueError(
-                    f"step must keep shapes and dtypes of its carry, got {new.dtype}{list(new.shape)} for "
-                    f"{old.dtype}{list(old.shape)} at carry{jax.tree_util.keystr(path)}."
-                )
-        return tuple(sorted(metrics)), "conv_general_dilated" in str(jaxpr)
+        key = jax.random.key_data(jax.random.key(0))
+        one_batch, lane_shape = shaped(batches, drop=2 if per_seed else 1), shaped(lanes, drop=1)
+        form = inspect(
+            self._step,
+            self._init,
+            None,
+            shaped(start),
+            lane_shape,
+            one_batch,
+            None,
+            "threefry2x32",
+        )
+        made = self._programs(Layout(batched=True, per_seed=per_seed), form)
+        lane, step = shaped(lanes, width, drop=1), jax.ShapeDtypeStruct((), jnp.int32)
+        run = jax.eval_shape(made.start, shaped(start, seeds), lane)
+        order = jax.ShapeDtypeStruct((seeds, self.num_steps), jnp.int32)
+        return made.train.lower(run, step, step, lane, shaped(batches), order, shaped(key, seeds))
+
+    def _identity(self, form: Form, carry: PyTree, feed: _Feed, place: Place) -> dict[str, Any]:
+        """What makes a checkpoint this sweep's: everything that its bits depend on."""
+        return {
+            "lanes": digest(feed.lanes),
+            "start": digest(carry),
+            "batches": digest(feed.batches),
+            "eval_batch": digest(feed.eval_batch),
+            "key": digest(feed.keys),
+            "step": digest_of_program(form.program) + digest(form.consts),
+            "num_steps": self.num_steps,
+            "eval_steps": self.eval_steps,
+            "stop_factor": self._stop_factor,
+            "lanes_at_once": place.width // place.devices if place.layout.batched else None,
+            "devices": place.devices,
+        }
 
 
 class _Bar:
     """Progress over all lanes, written to from every thread; leaving it early stops the jobs."""
 
-    def __init__(self, description: str, num_runs: int, num_steps: int, progress: bool):
+    def __init__(
+        self, description: str, place: Place, store: Store, num_runs: int, num_steps: int, progress: bool
+    ):
         from tqdm.auto import tqdm
 
         self._bar = tqdm(
             total=num_runs * num_steps, desc=description, unit="step", disable=None if progress else True
         )
-        self._lock = threading.Lock()
-        self._stopped = threading.Event()
-        self._alive = num_runs
-        self._best = np.inf
+        self._lock, self._stopped = threading.Lock(), threading.Event()
+        self._alive, self._best, self._runs = num_runs, np.inf, num_runs
+        if not self._bar.disable:
+            self._bar.write(place.words)
+            if store.skipped:
+                self._bar.write(f"resumed: {store.skipped} steps skipped, {store.redone} done again")
+        self._bar.update(min(store.skipped, num_runs * num_steps))
 
     def __enter__(self) -> "_Bar":
         return self
 
-    def __exit__(self, kind: Any, *_: Any) -> None:
+    def __exit__(self, *_: Any) -> None:
         self._stopped.set()
         self._bar.close()
 
-    def report(self, steps: int, best: Array, diverged_at: Array, *, last: bool) -> None:
+    def report(self, seen: Run, steps: int, *, last: bool) -> None:
         """Count `steps` of the runs that report, and at their last those that diverged."""
         if self._stopped.is_set():
             raise RuntimeError("The sweep was stopped.")
-        lows, stops = np.asarray(best), np.asarray(diverged_at)
         with self._lock:
-            self._best = min(self._best, lows.min())
-            self._alive -= int((stops >= 0).sum()) if last else 0
-            self._bar.set_postfix(alive=self._alive, best=f"{self._best:.4g}", refresh=False)
-            self._bar.update(steps * lows.size)
+            self._best = min(self._best, np.min(seen.best))
+            self._alive -= int(np.sum(seen.diverged_at >= 0)) if last else 0
+            self._bar.set_postfix(alive=max(0, self._alive), best=f"{self._best:.4g}", refresh=False)
+            self._bar.update(min(steps * np.size(seen.best), self._bar.total - self._bar.n))
+
+
+def _step_by_step(made: Programs, run: Run, begin: int, end: int, feed: tuple) -> Run:
+    """What `train` does, with one dispatch a step."""
+    for t in range(begin, end):
+        if run.diverged_at >= 0:
+            break
+        run = made.train_once(run, np.int32(t), *feed)
+    return run
+
+
+def _restored(run: Run, store: Store, job: int) -> Run:
+    """The state of a job as it was saved, laid out as a fresh run is."""
+
+    def placed(like: Array, saved: Any) -> Array:
+        if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
+            saved = jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(like))
+        return jax.device_put(saved, like.sharding)
+
+    scalars = {name: values[job] for name, values in store.scalars.items()}
+    history = {name: values[job] for name, values in store.history.items()}
+    carry = jax.tree.unflatten(jax.tree.structure(run.carry), store.carries[job])
+    return jax.tree.map(placed, run, Run(carry=carry, history=history, **scalars))
 
 
 def _take(tree: PyTree, index: Any) -> PyTree:
@@ -386,11 +489,6 @@ def _take(tree: PyTree, index: Any) -> PyTree:
 
 def _increasing_steps(name: str, steps: Sequence[int], last: int) -> list[int]:
     counts = [int(step) for step in steps]
-    if any(b <= a for a, b in zip([0, *counts], counts, strict=False)) or (counts and counts[-1] > last):
+    if any(b <= a for a, b in itertools.pairwise([0, *counts])) or (counts and counts[-1] > last):
         raise ValueError(f"{name} must be increasing steps from 1 to {last}, got {counts}.")
     return counts
-
-
-def _cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

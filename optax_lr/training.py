@@ -92,8 +92,9 @@ class Problem(NamedTuple):
       optimizer: `lane -> transformation`; a lane's learning rate may be a schedule.
       steady: whether a constant rate goes to the optimizer as a schedule, because the state to start from is
         that of a schedule.
-      starts: carries with leading axis [seeds]: parameters that are `trained`, those that are `kept`, the
-        model's `state`, and the state of the `optimizer` where the run has one already.
+      starts: the carry that all seeds start from, or with leading axis [seeds] where each has `drawn` its own:
+        parameters that are `trained`, those that are `kept`, the model's `state`, and the state of the
+        `optimizer` where the run has one already.
       static: what is no array in the parameters and in the model's state.
       batches, eval_batch: the data; `batches` with leading axis [batches].
       key: where orders and keys come from.
@@ -103,6 +104,7 @@ class Problem(NamedTuple):
     optimizer: Callable[[Mapping[str, Any]], optax.GradientTransformationExtraArgs]
     steady: bool
     starts: dict[str, PyTree]
+    drawn: bool
     static: tuple[PyTree, PyTree]
     batches: PyTree
     eval_batch: PyTree
@@ -115,6 +117,21 @@ class Problem(NamedTuple):
     def model_state(self, carry: Mapping[str, PyTree]) -> PyTree:
         """The user's own model state, whole again."""
         return _combine(carry["state"], self.static[1])
+
+    def start(self) -> dict[str, PyTree]:
+        """What the first seed starts from."""
+        return jax.tree.map(lambda leaf: leaf[0], self.starts) if self.drawn else self.starts
+
+    def ended(self, carry: Mapping[str, PyTree]) -> tuple[PyTree, PyTree]:
+        """The user's parameters and model state of a carry that an engine returned, random keys made whole."""
+
+        def whole(begun: Any, ended: Any) -> Any:
+            is_key = jnp.issubdtype(begun.dtype, jax.dtypes.prng_key)
+            return jax.random.wrap_key_data(ended, impl=jax.random.key_impl(begun)) if is_key else ended
+
+        start = self.start()
+        parts = {name: jax.tree.map(whole, start[name], carry[name]) for name in ("trained", "kept", "state")}
+        return self.params(parts), None if parts["state"] is None else self.model_state(parts)
 
     def value(self, carry: Mapping[str, PyTree], batch: PyTree, key: Array) -> tuple[Array, PyTree, Metrics]:
         """The loss of a batch, the arrays of the new model state, and the metrics."""
@@ -206,23 +223,23 @@ def pose(
     keys = [jax.random.fold_in(stream, seed) for seed in range(seeds)]
     parts = [_partition(start) for start in _starts(params, keys)]
     states = _starts(model_state, keys)
+    drawn = _is_drawn(params) or _is_drawn(model_state)
     trained, _, static = parts[0]
+    resumed = None if opt_state is None else jax.tree.map(jnp.asarray, opt_state)
     if not jax.tree.leaves(trained):
         raise ValueError("params must have a leaf that is an array of floats, got none.")
     carries = [
         {"trained": trained, "kept": kept, "state": _arrays(state)}
+        | ({} if resumed is None else {"optimizer": resumed})
         for (trained, kept, _), state in zip(parts, states, strict=True)
     ]
-    resumed = None if opt_state is None else jax.tree.map(jnp.asarray, opt_state)
     factory = _factory(optimizer, lane, by_name)
     problem = Problem(
         loss=loss,
         optimizer=factory,
         steady=resumed is not None and _is_of_schedule(factory, resumed, trained, lane, scheduled),
-        starts=jax.tree.map(
-            lambda *leaves: jnp.stack(leaves),
-            *(carries if resumed is None else [{**carry, "optimizer": resumed} for carry in carries]),
-        ),
+        starts=jax.tree.map(lambda *leaves: jnp.stack(leaves), *carries) if drawn else carries[0],
+        drawn=drawn,
         static=(static, _static(states[0])),
         batches=read_batches(batches, read, needed),
         eval_batch=eval_batch,
@@ -368,9 +385,13 @@ def _is_scalar(value: Any) -> bool:
 
 def _starts(tree: PyTree | Callable[[Array], PyTree], keys: Sequence[Array]) -> list[PyTree]:
     """One start for every key: the tree itself, or what a function that was given in its place draws."""
+    return [tree(key) if _is_drawn(tree) else tree for key in keys]
+
+
+def _is_drawn(tree: PyTree) -> bool:
+    """Whether a function stands in place of a tree; a module that is callable is a tree of leaves."""
     leaves = jax.tree.leaves(tree)
-    drawn = len(leaves) == 1 and leaves[0] is tree and callable(tree)
-    return [tree(key) if drawn else tree for key in keys]
+    return len(leaves) == 1 and leaves[0] is tree and callable(tree)
 
 
 def _partition(params: PyTree) -> tuple[PyTree, PyTree, PyTree]:

@@ -112,6 +112,14 @@ def test_what_is_masked_out_keeps_its_place():
     assert of_each(seen["labels"])["embed"] == set()
 
 
+def test_a_ready_tree_may_be_for_more_parameters_than_are_trained():
+    labels = olr.label_by_depth(DEPTHS).resolve(PARAMS)
+    part = {"head": PARAMS["head"]}
+    tx = olr.scale_by_label(olr.layer_decay(labels), labels)
+    updates, _ = tx.update(part, tx.init(part))
+    assert updates["head"]["kernel"].tolist() == part["head"]["kernel"].tolist()
+
+
 def test_layer_decay_and_geometric_multipliers():
     labels = olr.label_by_depth(DEPTHS).resolve(PARAMS)
     wanted = {label: 0.75 ** (4 - label) for label in range(5)}
@@ -152,10 +160,10 @@ def test_the_table_of_a_labelling():
     labels = olr.label_by_depth([r"embed/.*", r"block.*", r"head/.*"])
     table = olr.describe_labels(PARAMS, labels, {0: 0.0, 1: olr.anneal_schedule(0.25, 1.0, 10), 2: 1.0})
     assert table.splitlines() == [
-        "label  multiplier  leaves  parameters   share  for example",
-        "    0           0       1          28   29.2%  embed/table",
-        "    1        0.25       6          60   62.5%  block_0/bias",
-        "    2           1       1           8    8.3%  head/kernel",
+        "label  multiplier  leaves  parameters  share  for example",
+        "    0           0       1          28  29.2%  embed/table",
+        "    1        0.25       6          60  62.5%  block_0/bias",
+        "    2           1       1           8   8.3%  head/kernel",
     ]
 
 

@@ -21,6 +21,8 @@ def visible(rate=0.5):
     return optax.chain(optax.trace(0.0), olr.scale_by_learning_rate(rate))
 
 
+LABELS = {"a": 0, "b": 1}
+
 NESTS = {
     "alone": lambda: olr.scale_by_learning_rate(0.5),
     "chain": visible,
@@ -31,6 +33,8 @@ NESTS = {
     ),
     "MultiSteps": lambda: optax.MultiSteps(visible(), every_k_schedule=2).gradient_transformation(),
     "apply_if_finite": lambda: optax.apply_if_finite(visible(), 3),
+    "train_only": lambda: olr.train_only(visible(), LABELS, 0),
+    "fine_tune": lambda: olr.fine_tune(visible(), LABELS, {1: 1.0}, frozen=0),
     "inject_hyperparams": lambda: optax.inject_hyperparams(optax.sgd)(learning_rate=0.5),
     "injected into ours": lambda: optax.inject_hyperparams(olr.scale_by_learning_rate)(learning_rate=0.5),
     "injected beside ours": lambda: optax.inject_hyperparams(
@@ -95,6 +99,15 @@ def test_several_rates_go_by_path():
     assert olr.get_learning_rate(one) == {slow: np.float32(0.1), fast: 0.25}
     again = olr.set_learning_rate(one, olr.get_learning_rate(state))
     assert olr.get_learning_rate(again) == olr.get_learning_rate(state)
+
+
+def test_unfreezing_has_a_rate_for_each_state():
+    tx = olr.unfreeze_at(visible(falling), LABELS, {1: 2})
+    state = tx.init(PARAMS)
+    for _ in range(4):
+        _, state = tx.update(GRADS, state, PARAMS)
+    early, late = "groups/inner_states/(others)/inner_state/1", "groups/inner_states/1/inner_state/1"
+    assert olr.get_learning_rate(state) == {early: falling(3), late: falling(1)}
 
 
 def test_zero_is_a_rate_and_not_its_absence():

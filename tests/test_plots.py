@@ -71,7 +71,7 @@ def test_schedules():
     axes = plots.plot_schedules({"one cycle": schedule}, 20, steps_per_epoch=10)
     np.testing.assert_allclose(axes.lines[0].get_ydata()[5], schedule(5))
     assert axes.lines[0].get_xdata()[-1] == 1.9
-    assert (axes.get_xlabel(), axes.get_ylabel(), legend(axes)) == ("epoch", "learning rate", ["one cycle"])
+    assert (axes.get_xlabel(), axes.get_ylabel(), legend(axes)) == ("epoch", "value", ["one cycle"])
 
 
 def test_given_axes_are_drawn_on_and_a_notebook_shows_one_picture(curve):

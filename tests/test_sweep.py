@@ -8,6 +8,7 @@ import pytest
 
 import optax_lr as olr
 from optax_lr.batches import batch_orders
+from optax_lr.placement import bytes_needed, lanes_that_fit
 from optax_lr.sweep import Engine
 
 BATCHES = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
@@ -144,11 +145,11 @@ def test_a_refinement_compiles_nothing():
 
     engine = Engine(counted, num_steps=5)
     engine.run({"x": jnp.float32(1)}, LANES, BATCHES, progress=False)
-    compiled = engine._train._cache_size(), engine._start._cache_size()
+    made = next(iter(engine._made.values()))
     before = len(traces)
     engine.run({"x": jnp.float32(1)}, np.geomspace(0.2, 0.4, 11).astype(np.float32), BATCHES, progress=False)
-    assert (engine._train._cache_size(), engine._start._cache_size()) == compiled == (1, 1)
-    assert len(traces) == before
+    assert len(engine._made) == 1 and len(traces) == before
+    assert (made.train._cache_size(), made.start._cache_size()) == (1, 1)
 
 
 def test_a_convolution_is_dispatched_step_by_step():
@@ -223,3 +224,76 @@ def test_wrong_input_gets_one_sentence(unhooked, changes, sentence):
     with pytest.raises(ValueError, match=sentence) as refusal:
         unhooked.sweep(positional[0], jnp.float32(1), *positional[1:], **arguments, progress=False)
     assert "\n" not in str(refusal.value)
+
+
+def test_batches_of_an_iterable_are_sent_as_they_are_needed():
+    reads = []
+
+    def endless():
+        while True:
+            reads.append(1)
+            yield BATCHES[len(reads) % 7]
+
+    arrays = np.stack([BATCHES[(i + 1) % 7] for i in range(250)])
+    options = {"num_steps": 250, "seeds": 2, "lanes_at_once": 2, "progress": False}
+    streamed = olr.sweep(step, {"x": jnp.float32(1)}, LANES, endless(), **options)
+    whole = olr.sweep(step, {"x": jnp.float32(1)}, LANES, arrays, **options)
+    assert len(reads) == 250
+    np.testing.assert_allclose(streamed.metrics["loss"], whole.metrics["loss"], rtol=1e-6)
+
+
+@pytest.mark.parametrize("lanes_at_once", ["auto", 2])
+def test_folds_of_a_cross_validation_are_seeds(lanes_at_once):
+    folds, held_out = np.stack([BATCHES[:3], BATCHES[3:6]]), np.array([0.1, 0.7], np.float32)
+    options = {
+        "num_steps": 3,
+        "evaluate": lambda c, b: {"d": c["x"] - b},
+        "eval_steps": [3],
+        "progress": False,
+    }
+    found = olr.sweep(
+        step, {"x": jnp.float32(1)}, LANES, folds, seeds=2, per_seed=True, eval_batch=held_out,
+        lanes_at_once=lanes_at_once, **options,
+    )  # fmt: skip
+    first = np.mean((1 - folds[np.arange(2), batch_orders(3, 3, 2, jax.random.key(0))[:, 0]]) ** 2, axis=1)
+    np.testing.assert_allclose(found.metrics["loss"][:, 0, 0], first, rtol=1e-6)
+    alone = olr.sweep(step, {"x": jnp.float32(1)}, LANES, folds[0], eval_batch=held_out[0], **options)
+    np.testing.assert_allclose(found.metrics["loss"][0], alone.metrics["loss"][0], rtol=1e-6)
+    np.testing.assert_allclose(found.evals["d"][0], alone.evals["d"][0], rtol=1e-5)
+
+
+def test_lanes_fill_the_memory_that_there_is():
+    engine, start = Engine(step, num_steps=5), {"x": jnp.zeros(1000)}
+    need = [
+        bytes_needed(engine.lowered(start, LANES, BATCHES[:, :1], width=width, seeds=2))
+        for width in (1, 2, 4, 8)
+    ]
+    assert need == sorted(need) and need[3] > 4 * need[0]
+    asked = []
+
+    def bytes_of(width):
+        asked.append(width)
+        return bytes_needed(engine.lowered(start, LANES, BATCHES[:, :1], width=width, seeds=2))
+
+    assert lanes_that_fit(bytes_of, need[2], 64) == 4 and len(asked) <= 5
+    assert lanes_that_fit(lambda width: 100 * width, 50, 64) == 1
+    assert 1 < lanes_that_fit(lambda width: 100 * width**2, 2500, 64) <= 5
+
+
+def test_a_crash_in_one_lane_stops_the_others(monkeypatch):
+    from optax_lr import checkpoints
+
+    reports, put = [], checkpoints.Store.put
+
+    def failing(self, job, *arguments):
+        reports.append(job)
+        if job == 2:
+            raise OSError("gone")
+        put(self, job, *arguments)
+
+    monkeypatch.setattr(checkpoints.Store, "put", failing)
+    with pytest.raises(OSError, match="gone"):
+        olr.sweep(
+            step, {"x": jnp.float32(1)}, np.full(500, 0.1, np.float32), BATCHES, num_steps=3, progress=False
+        )
+    assert len(reports) < 500

@@ -171,6 +171,19 @@ def test_a_model_state_may_hold_random_keys():
     np.testing.assert_allclose(curve.losses[0, 0, 1], second, rtol=1e-6)
 
 
+def test_random_keys_in_the_best_finalists_model_state_are_keys_again():
+    def loss(params, streams, batch):
+        return loss_fn(params, batch), {"key": jax.random.split(streams["key"])[0]}
+
+    found = olr.lr_find(
+        loss, PARAMS, optax.sgd, BATCHES, model_state={"key": jax.random.key(1)}, eval_batch=VALIDATION, horizon=2,
+        schedule=lambda peak: lambda step: peak, num_steps=2, seeds=1, min_learning_rate=1e-2,
+        max_learning_rate=0.1, progress=False,
+    )  # fmt: skip
+    expected = jax.random.split(jax.random.split(jax.random.key(1))[0])[0]
+    assert found.model_state["key"] == expected
+
+
 def test_params_and_model_state_may_be_drawn_together():
     drawn = []
 

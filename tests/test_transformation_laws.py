@@ -140,7 +140,7 @@ def is_named(state):
 
 
 @each
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, "mixed"], ids=str)
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, "mixed"], ids=["float32", "bfloat16", "mixed"])
 def test_states_are_stable_and_updates_keep_their_dtype(case, dtype):
     params, grads, extra = given(case, jnp.bfloat16 if dtype == "mixed" else dtype)
     if dtype == "mixed":

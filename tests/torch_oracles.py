@@ -1,4 +1,4 @@
-"""Writes torch_oracles.json: rates and momenta of PyTorch's schedulers, for other arguments than oracles.json.
+"""Writes torch_oracles.json: rates and momenta of PyTorch's schedulers at further arguments.
 
 Run with `python tests/torch_oracles.py` where torch 2.13.0 is installed; the tests need the file alone.
 """
@@ -6,9 +6,6 @@ Run with `python tests/torch_oracles.py` where torch 2.13.0 is installed; the te
 import json
 import pathlib
 import warnings
-
-import torch
-from torch.optim import lr_scheduler as schedulers
 
 ONE_CYCLE = {
     "max_lr": 0.4,
@@ -21,8 +18,10 @@ ONE_CYCLE = {
 
 def record(name, steps, config, lr=0.1):
     """The rate and the momentum that steps 0, 1, ... are taken with."""
+    import torch  # here, so that collecting the tests does not need it
+
     optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=lr, momentum=0.9)
-    scheduler = getattr(schedulers, name)(optimizer, **config)
+    scheduler = getattr(torch.optim.lr_scheduler, name)(optimizer, **config)
     rates, momenta = [], []
     for _ in range(steps):
         rates.append(float(optimizer.param_groups[0]["lr"]))
@@ -49,7 +48,7 @@ def main():
     oracles["PolynomialLR"] = record("PolynomialLR", 45, {"total_iters": 33, "power": 1.7})
     oracles["CosineAnnealingLR"] = record("CosineAnnealingLR", 30, {"T_max": 30, "eta_min": 0.01})
     target = pathlib.Path(__file__).with_name("torch_oracles.json")
-    target.write_text(json.dumps({"torch": torch.__version__, **oracles}) + "\n")
+    target.write_text(json.dumps(oracles) + "\n")
 
 
 if __name__ == "__main__":

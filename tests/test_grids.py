@@ -1,11 +1,11 @@
-"""Lanes: products of axes, and what is refused."""
+"""Grids: products of axes, and what is refused."""
 
 import itertools
 
 import pytest
 
 import optax_lr as olr
-from optax_lr.lanes import lanes_of
+from optax_lr.grids import lanes_of
 
 
 def test_a_grid_is_the_product_of_its_axes_the_last_fastest():

@@ -1,0 +1,73 @@
+"""A sweep that is killed at random moments, again and again, ends with the bits of an undisturbed one."""
+
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import orbax.checkpoint
+import pytest
+
+VICTIM = pathlib.Path(__file__).with_name("victim.py")
+KILLS = 20
+
+
+RUNS, STEPS = 6 * 2, 400
+
+
+def start(directory, log, result, lanes_at_once):
+    command = [sys.executable, str(VICTIM), str(directory), str(log), str(result), lanes_at_once]
+    with open(f"{log}.err", "w") as errors:
+        return subprocess.Popen(command, stderr=errors)
+
+
+def lives(log):
+    """What each life of a sweep said when it began: how many steps it skips, how many it does again."""
+    return [tuple(map(int, line.split())) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def left_behind(directory):
+    """What a killed sweep leaves: steps in its newest whole checkpoint, and steps it had executed."""
+    numbers = [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
+    saved = 0
+    if numbers:
+        state = orbax.checkpoint.PyTreeCheckpointer().restore(directory / str(max(numbers)))
+        saved = int(state["done"].sum()) * RUNS // len(state["done"])
+    journal = directory / "executed"
+    return saved, int(journal.read_text()) if journal.exists() else 0
+
+
+@pytest.mark.parametrize("lanes_at_once", ["auto", "2", "6"])
+def test_killed_and_resumed_equals_undisturbed(tmp_path, lanes_at_once):
+    calm = start("none", tmp_path / "calm.log", tmp_path / "calm.npz", lanes_at_once)
+    assert calm.wait() == 0, (tmp_path / "calm.log.err").read_text()
+    expected = np.load(tmp_path / "calm.npz")
+    draw, kills, finished, resumed = random.Random(lanes_at_once), 0, 0, 0
+    while kills < KILLS:
+        directory, log = tmp_path / f"sweep{finished}", tmp_path / f"log{finished}"
+        result = tmp_path / f"result{finished}.npz"
+        while not result.exists():
+            saved, executed = left_behind(directory) if directory.exists() else (0, 0)
+            life = len(lives(log))
+            process = start(directory, log, result, lanes_at_once)
+            while process.poll() is None and len(lives(log)) == life:
+                time.sleep(0.005)
+            assert len(lives(log)) > life, pathlib.Path(f"{log}.err").read_text()
+            assert lives(log)[-1] == (saved, max(0, executed - saved))
+            resumed += saved > 0
+            try:
+                process.wait(timeout=draw.uniform(0.0, 1.5) if kills < KILLS else None)
+                assert process.returncode == 0, pathlib.Path(f"{log}.err").read_text()
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                kills += 1
+        found = np.load(result)
+        for name in ("loss", "speed", "evals", "x", "v"):
+            np.testing.assert_array_equal(found[name], expected[name], err_msg=f"{name}, after {kills} kills")
+        assert left_behind(directory)[0] == RUNS * STEPS
+        finished += 1
+    assert resumed >= 3

@@ -1,0 +1,71 @@
+"""A sweep with a checkpoint at every call, slow enough to be killed in; it logs what it executes.
+
+python victim.py DIRECTORY LOG RESULT LANES_AT_ONCE
+"""
+
+import sys
+import time
+
+import jax.numpy as jnp
+import numpy as np
+
+import optax_lr as olr
+from optax_lr import checkpoints
+
+DIRECTORY, LOG, RESULT, LANES_AT_ONCE = sys.argv[1:]
+BATCHES = np.random.default_rng(0).normal(size=(11, 4)).astype(np.float32)
+
+
+def step(carry, rate, batch, key):
+    """Chaotic enough that one lost or repeated step changes every later bit."""
+    x, velocity = carry
+    velocity = 0.9 * velocity - rate * jnp.sin(3 * x - batch.mean())
+    return (x + velocity, velocity), {"loss": 1 + jnp.cos(x), "speed": jnp.abs(velocity).sum()}
+
+
+class SlowStore(checkpoints.Store):
+    """Says at its start what it resumes, and takes its time, so that there are moments to be killed in."""
+
+    def __init__(self, *arguments, **options):
+        super().__init__(*arguments, **options)
+        with open(LOG, "a") as log:
+            log.write(f"{self.skipped} {self.redone}\n")
+
+    def put(self, *arguments):
+        super().put(*arguments)
+        time.sleep(0.02)
+
+
+def main():
+    engine = sys.modules["optax_lr.sweep"]  # `optax_lr.sweep` is the function
+    engine.Store, engine.STEPS_PER_CALL = SlowStore, 40
+    checkpoints.SECONDS_BETWEEN_SAVES = 0.1
+    found = olr.sweep(
+        step,
+        (jnp.float32(0.3), jnp.float32(0)),
+        np.geomspace(0.01, 0.3, 6).astype(np.float32),
+        BATCHES,
+        num_steps=400,
+        seeds=2,
+        evaluate=lambda carry, batch: {"loss": 1 + jnp.cos(carry[0] - batch)},
+        eval_batch=np.float32(0.1),
+        eval_steps=[150, 400],
+        return_carries=True,
+        stop_factor=1e9,
+        lanes_at_once="auto" if LANES_AT_ONCE == "auto" else int(LANES_AT_ONCE),
+        checkpoint=None if DIRECTORY == "none" else DIRECTORY,
+        progress=False,
+    )
+    np.savez(
+        RESULT,
+        loss=found.metrics["loss"],
+        speed=found.metrics["speed"],
+        evals=found.evals["loss"],
+        x=found.carries[0],
+        v=found.carries[1],
+        skipped=found.skipped_steps,
+        redone=found.redone_steps,
+    )
+
+
+main()
