@@ -286,6 +286,11 @@ def refusals():
             RuntimeError,
             r"at step 3; the loss of batch 3 is nan before",
         ),
+        (
+            {"params": {"w": jnp.zeros(3), "b": jnp.float32(np.inf)}},
+            RuntimeError,
+            "at step 0; the loss of batch 0 is inf before any training",
+        ),
         ({"learning_rates": [1e9, 1e10]}, RuntimeError, r"2 rates from 1e\+09 to 1e\+10; try a smaller"),
     ]
 
