@@ -71,7 +71,8 @@ def lr_find(
     All of them: `loss_fn(params, model_state, batch, key) -> (loss, (new_state, metrics))`.
 
     From the middle of a run: hand over its present parameters, `model_state` and `opt_state`. Moments and counts
-    go on from there; the rate is the lane's, whatever the state says, and a set one is no longer in force.
+    go on from there, so a schedule begins at the step that the state has counted; the rate is the lane's,
+    whatever the state says, and a set one is no longer in force.
 
     Args:
       loss_fn: `(params, batch) -> loss`, a scalar, or as above.
