@@ -30,6 +30,7 @@ from .gains import gain_statistics as gain_statistics
 from .gains import local_gains as local_gains
 from .gains import scale_by_delta_bar_delta as scale_by_delta_bar_delta
 from .gains import scale_by_local_gains as scale_by_local_gains
+from .grids import grid as grid
 from .labels import Labeler as Labeler
 from .labels import describe_labels as describe_labels
 from .labels import fan_in_multipliers as fan_in_multipliers
@@ -53,6 +54,7 @@ from .learning_rate import get_learning_rate as get_learning_rate
 from .learning_rate import scale_by_learning_rate as scale_by_learning_rate
 from .learning_rate import set_learning_rate as set_learning_rate
 from .plateau import reduce_on_plateau as reduce_on_plateau
+from .range_test import lr_range_test as lr_range_test
 from .resilient import rprop as rprop
 from .resilient import scale_by_rprop as scale_by_rprop
 from .results import LRCurve as LRCurve

@@ -4,21 +4,22 @@ Nothing that is passed in is changed: training runs on copies.
 """
 
 import dataclasses
+import functools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
 from jaxtyping import Array, ScalarLike
 
 from . import checks, suggest
-from .batches import batch_orders, read_batches, shapes
+from .grids import lanes_of
 from .results import LRCurve, Suggestion
-from .sweep import Engine
-from .types import Metrics, PyTree, Schedule
+from .runs import Stage, bounds, build_stage, refuse_if_all_diverged
+from .training import Loss, pose
+from .types import PyTree, Schedule
 
 QUICK_STEPS = 100
 QUICK_SEEDS = 3
@@ -31,25 +32,8 @@ FINALIST_RATIO = 3.0
 WIDEST = 100.0
 
 
-class _Problem(NamedTuple):
-    """What all stages of a search share. `starts` are (trained, kept) parameters with leading axis [seeds]."""
-
-    loss_fn: Callable[[PyTree, PyTree], Array]
-    optimizer: Callable[..., optax.GradientTransformation]
-    starts: PyTree
-    static: PyTree
-    batches: PyTree
-    eval_batch: PyTree
-    key: Array
-    progress: bool
-
-    def params(self, carry: PyTree) -> PyTree:
-        """The user's own parameters, whole again."""
-        return _combine(carry["trained"], _combine(carry["kept"], self.static))
-
-
 def lr_find(
-    loss_fn: Callable[[PyTree, PyTree], Array],
+    loss_fn: Callable[..., Any],
     params: PyTree | Callable[[Array], PyTree],
     optimizer: Callable[..., optax.GradientTransformation],
     batches: PyTree | Iterable[PyTree],
@@ -65,6 +49,12 @@ def lr_find(
     max_learning_rate: float = 10.0,
     stop_factor: ScalarLike = 3.0,
     progress: bool = True,
+    with_key: bool = False,
+    model_state: PyTree | Callable[[Array], PyTree] = None,
+    has_aux: bool = False,
+    eval_fn: Callable[..., Any] | None = None,
+    opt_state: optax.OptState | None = None,
+    lanes_at_once: int | Literal["auto"] = "auto",
 ) -> Suggestion:
     """Find a learning rate by training copies of a model at many rates.
 
@@ -74,8 +64,18 @@ def lr_find(
     whole run under its real schedule; more are added while the best is at an edge. Where the best rate lies at
     the edge of the bounds, the search goes on up to a factor of 100 beyond them, and says so.
 
+    The loss may have other forms, in any combination:
+    1. `with_key=True`: `loss_fn(params, batch, key)`, for dropout. Lanes of one seed get the same keys.
+    2. `model_state=state`: `loss_fn(params, model_state, batch) -> (loss, new_state)`, for batch norm.
+    3. `has_aux=True`: `loss_fn(params, batch) -> (loss, metrics)`, a dict of scalars that are recorded, too.
+    All of them: `loss_fn(params, model_state, batch, key) -> (loss, (new_state, metrics))`.
+
+    From the middle of a run: hand over its present parameters, `model_state` and `opt_state`. Moments and counts
+    go on from there, so a schedule begins at the step that the state has counted; the rate is the lane's,
+    whatever the state says, and a set one is no longer in force.
+
     Args:
-      loss_fn: `(params, batch) -> loss`, a scalar.
+      loss_fn: `(params, batch) -> loss`, a scalar, or as above.
       params: the start, a pytree; or a function `key -> pytree`, and then every seed draws its own start.
         Floating arrays are trained; all other leaves are put aside and put back.
       optimizer: `learning_rate -> optax.GradientTransformation`, such as `optax.adam`; it is called with a
@@ -83,7 +83,8 @@ def lr_find(
       batches: an array, tuple or mapping of arrays with leading axis [steps], or a list or other iterable of
         batches, endless or not, of which up to `num_steps` (`horizon`) are read once. Seed 0 takes them in
         order, the others permuted.
-      eval_batch: validation data for `loss_fn`; with it rates are judged by validation loss.
+      eval_batch: validation data; with it rates are judged by validation loss, which is `loss_fn`'s unless
+        there is an `eval_fn`. A key is then the same at every evaluation, and a new model state is dropped.
       horizon: how many steps the coming run has.
       schedule: `peak -> Schedule`, what the coming run will use, such as
         `lambda peak: olr.one_cycle_schedule(peak, horizon)`.
@@ -95,6 +96,14 @@ def lr_find(
       min_learning_rate, max_learning_rate: the rates to search between.
       stop_factor: how far a lane's loss may rise before the lane is stopped; see `sweep`.
       progress: whether a bar shows, where there is a terminal.
+      with_key, has_aux: the form of `loss_fn`, see above.
+      model_state: what the model carries along beside its parameters, a pytree of arrays; a function
+        `key -> pytree` where `params` is one.
+      eval_fn: `(params, eval_batch)`, or `(params, model_state, eval_batch)`, to the validation loss or to a dict
+        of scalars with "loss" and others: without dropout, with running averages, or the error rate.
+      opt_state: the optimizer's state to start from, as `optimizer(rate).init(params)` or
+        `optimizer(schedule).init(params)` makes it.
+      lanes_at_once: how many lanes ride in one `vmap`; see `sweep`.
 
     Returns:
       A `Suggestion`: `.learning_rate`, `.low`, `.high`, `.reason`, `.curve`, `.plot()`; printed, a table.
@@ -103,15 +112,27 @@ def lr_find(
       ValueError: wrong input, in one sentence.
       RuntimeError: every lane diverged.
 
+    >>> import jax.numpy as jnp
     >>> batches = jnp.linspace(-1, 1, 20).reshape(5, 4)
     >>> found = lr_find(lambda w, x: jnp.mean((w * x - 3 * x) ** 2), jnp.zeros(()), optax.sgd, batches,
     ...                 eval_batch=jnp.ones(1), num_steps=5, progress=False)
     >>> found.low <= found.learning_rate <= found.high
     True
 
+    A model state and metrics:
+
+    >>> def loss_fn(w, mean, x):
+    ...     new_mean = 0.9 * mean + 0.1 * jnp.mean(x)
+    ...     error = w * (x - new_mean) - x
+    ...     return jnp.mean(error**2), (new_mean, {"largest_error": jnp.abs(error).max()})
+    >>> found = lr_find(loss_fn, jnp.zeros(()), optax.sgd, batches, num_steps=5, progress=False,
+    ...                 model_state=jnp.zeros(()), has_aux=True)
+    >>> found.curve.metrics["largest_error"].shape == found.curve.losses.shape
+    True
+
     Source: after Smith 2017 (arXiv:1506.01186), whose ramp of one run is replaced by one run a rate.
     """
-    low, high = _bounds(min_learning_rate, max_learning_rate)
+    low, high = bounds(min_learning_rate, max_learning_rate)
     length = None if horizon is None else checks.size("horizon", horizon)
     checks.size("finalists", finalists)
     if schedule is not None and length is None:
@@ -122,37 +143,43 @@ def lr_find(
             stacklevel=2,
         )
     steps = checks.size("num_steps", num_steps or (QUICK_STEPS if schedule is None else COARSE_STEPS))
-    problem = _problem(
-        loss_fn,
+    problem = pose(
+        Loss(loss_fn, eval_fn, with_key, model_state is not None, has_aux),
         params,
         optimizer,
         batches,
+        model_state=model_state,
+        opt_state=opt_state,
         eval_batch=eval_batch,
+        lane={"learning_rate": low},
+        scheduled=schedule is not None,
         read=max(steps, length if schedule is not None and length else 0),
         needed=num_steps,
         seeds=checks.size("seeds", seeds or max(QUICK_SEEDS, FINALIST_SEEDS)),
         key=key,
-        progress=progress,
+    )
+    stage = functools.partial(
+        build_stage, problem, stop_factor=stop_factor, lanes_at_once=lanes_at_once, progress=progress
     )
     evals = sorted({-(-steps // 4), -(-steps // 2), steps})
-    engine = _engine(problem, steps, evals, stop_factor)
-    curve = _search(problem, engine, low, high, seeds or QUICK_SEEDS)
+    curve = _search(stage(steps, evals), low, high, seeds or QUICK_SEEDS)
     quick = suggest.lowest_loss(curve) if length is None else suggest.for_horizon(curve, length)
     quick = dataclasses.replace(quick, rules=suggest.classic(curve))
     if schedule is None or length is None:
         return quick
     ratios = FINALIST_RATIO ** (np.arange(finalists) - (finalists - 1) / 2)
-    full = _engine(problem, length, [length], stop_factor, schedule)
-    return _finals(problem, full, quick, ratios, seeds or FINALIST_SEEDS, (low / WIDEST, high * WIDEST))
+    full = stage(length, [length], schedule)
+    return _finals(full, quick, ratios, seeds or FINALIST_SEEDS, (low / WIDEST, high * WIDEST))
 
 
 def lr_sweep(
-    loss_fn: Callable[[PyTree, PyTree], Array],
+    loss_fn: Callable[..., Any],
     params: PyTree | Callable[[Array], PyTree],
     optimizer: Callable[..., optax.GradientTransformation],
     batches: PyTree | Iterable[PyTree],
     *,
-    learning_rates: Sequence[float] | np.ndarray,
+    learning_rates: Sequence[float] | np.ndarray | None = None,
+    lanes: Mapping[str, Sequence[float] | np.ndarray] | None = None,
     num_steps: int | None = None,
     eval_batch: PyTree = None,
     eval_every: int | None = None,
@@ -161,12 +188,21 @@ def lr_sweep(
     key: Array | None = None,
     stop_factor: ScalarLike = 3.0,
     progress: bool = True,
+    with_key: bool = False,
+    model_state: PyTree | Callable[[Array], PyTree] = None,
+    has_aux: bool = False,
+    eval_fn: Callable[..., Any] | None = None,
+    opt_state: optax.OptState | None = None,
+    lanes_at_once: int | Literal["auto"] = "auto",
 ) -> LRCurve:
-    """Train copies of a model at the given learning rates, and return their losses.
+    """Train copies of a model at the given learning rates, or lanes of more hyperparameters; return their losses.
 
     Args:
-      loss_fn, params, optimizer, batches, eval_batch, key, stop_factor, progress: as in `lr_find`.
+      loss_fn, params, optimizer, batches, eval_batch, key, stop_factor, progress, with_key, model_state, has_aux,
+        eval_fn, opt_state, lanes_at_once: as in `lr_find`.
       learning_rates: the rates, positive and increasing; [lanes].
+      lanes: in place of `learning_rates`, hyperparameters by name, `learning_rate` among them, each [lanes], as
+        `grid` makes them; the optimizer is called with these names. Rates need not increase where others vary.
       num_steps: how many steps each lane takes: as many as there are batches where they have an end, else 100.
       eval_every: after how many steps the validation loss is taken, again and again; None is at the end only.
       schedule: `peak -> Schedule`; each rate is then the peak of its lane's schedule.
@@ -179,81 +215,97 @@ def lr_sweep(
       ValueError: wrong input, in one sentence.
       RuntimeError: every lane diverged.
 
+    >>> import jax.numpy as jnp
+    >>> import optax_lr as olr
     >>> curve = lr_sweep(lambda w, x: jnp.mean((w * x) ** 2), jnp.ones(()), optax.sgd, jnp.ones((20, 4)),
     ...                  learning_rates=[0.1, 0.5, 3.0], progress=False)
     >>> curve.losses.shape, curve.stable.tolist()
     ((1, 3, 20), [True, True, False])
+
+    >>> curve = lr_sweep(lambda w, x: jnp.mean((w * x) ** 2), jnp.ones(()), optax.adamw, jnp.ones((20, 4)),
+    ...                  lanes=olr.grid(learning_rate=[0.01, 0.1], weight_decay=[0.0, 0.1]), progress=False)
+    >>> curve.lanes["weight_decay"].tolist()
+    [0.0, 0.1, 0.0, 0.1]
     """
-    rates = _rates(learning_rates)
+    wanted = lanes_of(learning_rates, lanes)
     if num_steps is not None:
         checks.size("num_steps", num_steps)
-    problem = _problem(
-        loss_fn,
+    problem = pose(
+        Loss(loss_fn, eval_fn, with_key, model_state is not None, has_aux),
         params,
         optimizer,
         batches,
+        model_state=model_state,
+        opt_state=opt_state,
         eval_batch=eval_batch,
+        lane={name: values[0] for name, values in wanted.items()},
+        by_name=lanes is not None,
+        scheduled=schedule is not None,
         read=num_steps or QUICK_STEPS,
         needed=num_steps,
         seeds=checks.size("seeds", seeds),
         key=key,
-        progress=progress,
     )
     steps = num_steps or len(jax.tree.leaves(problem.batches)[0])
     every = steps if eval_every is None else checks.size("eval_every", eval_every)
     evals = sorted({*range(every, steps, every), steps})
-    engine = _engine(problem, steps, evals, stop_factor, schedule)
-    curve, _ = _run(problem, engine, rates, seeds, "sweep")
-    _refuse_if_all_diverged(curve, problem, steps)
+    stage = build_stage(
+        problem,
+        steps,
+        evals,
+        schedule,
+        stop_factor=stop_factor,
+        lanes_at_once=lanes_at_once,
+        progress=progress,
+    )
+    curve, _ = stage.run(wanted, seeds, "sweep")
+    refuse_if_all_diverged(curve, problem, steps)
     return curve
 
 
-def _search(problem: _Problem, engine: Engine, low: float, high: float, seeds: int) -> LRCurve:
+def _search(stage: Stage, low: float, high: float, seeds: int) -> LRCurve:
     """Coarse lanes over the bounds, more beyond them while the best is at the edge, then fine lanes around it."""
     count = max(2, round(COARSE_LANES_PER_DECADE * np.log10(high / low)) + 1)
-    coarse, _ = _run(problem, engine, np.geomspace(low, high, count), seeds, "coarse lanes")
-    _refuse_if_all_diverged(coarse, problem, engine.num_steps)
+    coarse = stage.run_rates(np.geomspace(low, high, count), seeds, "coarse lanes")
+    refuse_if_all_diverged(coarse, stage.problem, stage.engine.num_steps)
     ratio = float(coarse.learning_rates[1] / coarse.learning_rates[0])
     curve = _widen(
         coarse,
         ratio,
         (low / WIDEST, high * WIDEST),
-        lambda rates: _run(problem, engine, rates, seeds, "wider lanes")[0],
+        lambda rates: stage.run_rates(rates, seeds, "wider lanes"),
     )
     best = suggest.best_lane(curve)
     around = curve.learning_rates[max(0, best - 1) : best + 2]
     fine = np.geomspace(around[0], around[-1], FINE_LANES + 2)[1:-1]
-    return curve.merge(_run(problem, engine, fine, seeds, "fine lanes")[0])
+    return curve.merge(stage.run_rates(fine, seeds, "fine lanes"))
 
 
 def _finals(
-    problem: _Problem,
-    engine: Engine,
-    quick: Suggestion,
-    ratios: np.ndarray,
-    seeds: int,
-    bounds: tuple[float, float],
+    stage: Stage, quick: Suggestion, ratios: np.ndarray, seeds: int, bounds: tuple[float, float]
 ) -> Suggestion:
     """The best of full runs around a quick suggestion, widened while the best of them is at an edge."""
     ends: dict[float, PyTree] = {}
 
     def run(rates: np.ndarray) -> LRCurve:
-        curve, carries = _run(problem, engine, rates, seeds, "finalists", return_carries=True)
+        curve, carries = stage.run({"learning_rate": rates}, seeds, "finalists", return_carries=True)
         ends.update({rate: jax.tree.map(lambda x, i=i: x[:, i], carries) for i, rate in enumerate(rates)})
         return curve
 
     curve = _widen(run(quick.learning_rate * ratios), FINALIST_RATIO, bounds, run)
-    _refuse_if_all_diverged(curve, problem, engine.num_steps)
+    refuse_if_all_diverged(curve, stage.problem, stage.engine.num_steps)
     final, best = suggest.lowest_loss(curve), suggest.best_lane(curve)
     seed = int(np.argmin(suggest.final_losses(curve)[:, best]))
     carry = jax.tree.map(lambda leaf: leaf[seed], ends[curve.learning_rates[best]])
+    params, model_state = stage.problem.ended(carry)
     return dataclasses.replace(
         final,
         reason=f"{final.reason[:-1]}, in full runs under their own schedule at {len(ends)} peaks.",
         curve=quick.curve,
         rules=quick.rules,
         finalists=curve,
-        params=problem.params(carry),
+        params=params,
+        model_state=model_state,
         lane_steps=quick.lane_steps + curve.lane_steps,
     )
 
@@ -271,202 +323,3 @@ def _widen(
             curve = curve.merge(run(np.array([higher])))
         else:
             return curve
-
-
-def _run(
-    problem: _Problem,
-    engine: Engine,
-    rates: np.ndarray,
-    seeds: int,
-    description: str,
-    *,
-    return_carries: bool = False,
-) -> tuple[LRCurve, PyTree]:
-    """Train one lane a rate; the curve, and the final carries where asked."""
-    result = engine.run(
-        jax.tree.map(lambda leaf: leaf[:seeds], problem.starts),
-        jnp.asarray(rates, jnp.float32),
-        problem.batches,
-        seeds=seeds,
-        key=problem.key,
-        carry_per_seed=True,
-        eval_batch=problem.eval_batch,
-        return_carries=return_carries,
-        progress=problem.progress,
-        description=description,
-    )
-    curve = LRCurve(
-        learning_rates=np.asarray(rates, np.float64),
-        losses=result.metrics["loss"],
-        eval_losses=result.evals.get("loss"),
-        eval_steps=np.array(engine.eval_steps if result.evals else [], np.int32),
-        diverged_at=result.diverged_at,
-        placement=result.placement,
-    )
-    return curve, result.carries
-
-
-def _engine(
-    problem: _Problem,
-    num_steps: int,
-    eval_steps: Sequence[int],
-    stop_factor: ScalarLike,
-    schedule: Callable[[ScalarLike], Schedule] | None = None,
-) -> Engine:
-    """The training step of a problem, compiled for runs of `num_steps`."""
-
-    def transformation(rate: Array) -> optax.GradientTransformationExtraArgs:
-        return _transformation(problem.optimizer, rate if schedule is None else schedule(rate))
-
-    def init(carry: PyTree, rate: Array) -> PyTree:
-        return {**carry, "optimizer": transformation(rate).init(carry["trained"])}
-
-    def step(carry: PyTree, rate: Array, batch: PyTree, key: Array) -> tuple[PyTree, Metrics]:
-        def loss_of(trained: PyTree) -> Array:
-            return problem.loss_fn(problem.params({**carry, "trained": trained}), batch)
-
-        loss, gradients = jax.value_and_grad(loss_of)(carry["trained"])
-        updates, state = transformation(rate).update(
-            gradients, carry["optimizer"], carry["trained"], value=loss
-        )
-        trained = optax.apply_updates(carry["trained"], updates)
-        return {**carry, "trained": trained, "optimizer": state}, {"loss": loss}
-
-    def evaluate(carry: PyTree, eval_batch: PyTree) -> Metrics:
-        return {"loss": problem.loss_fn(problem.params(carry), eval_batch)}
-
-    return Engine(
-        step,
-        num_steps=num_steps,
-        init=init,
-        evaluate=None if problem.eval_batch is None else evaluate,
-        eval_steps=eval_steps,
-        stop_factor=stop_factor,
-    )
-
-
-def _transformation(
-    optimizer: Callable[..., optax.GradientTransformation], rate: ScalarLike | Schedule
-) -> optax.GradientTransformationExtraArgs:
-    """What the user's factory makes of a traced rate; errors say what to write instead."""
-    try:
-        made = optimizer(rate)
-    except jax.errors.ConcretizationTypeError as error:
-        raise ValueError(
-            "optimizer must not branch on the value of the learning rate, which is traced: use jnp.where, or "
-            "schedules whose numbers may be traced, as all of this package's may."
-        ) from error
-    if not (hasattr(made, "init") and hasattr(made, "update")):
-        raise ValueError(f"optimizer must return an optax.GradientTransformation, got {made!r}.")
-    return optax.with_extra_args_support(made)
-
-
-def _problem(
-    loss_fn: Callable[[PyTree, PyTree], Array],
-    params: PyTree | Callable[[Array], PyTree],
-    optimizer: Callable[..., optax.GradientTransformation],
-    batches: PyTree | Iterable[PyTree],
-    *,
-    eval_batch: PyTree,
-    read: int,
-    needed: int | None,
-    seeds: int,
-    key: Array | None,
-    progress: bool,
-) -> _Problem:
-    """Check and unpack the arguments that `lr_find` and `lr_sweep` share."""
-    if not callable(optimizer):
-        raise ValueError(
-            "optimizer must be a function of the learning rate, such as optax.adam or "
-            f"lambda rate: optax.chain(...), got a {type(optimizer).__name__}."
-        )
-    root = jax.random.key(0) if key is None else key
-    leaves = jax.tree.leaves(params)
-    drawn = len(leaves) == 1 and leaves[0] is params and callable(params)
-    starts = [params(jax.random.fold_in(root, seed)) if drawn else params for seed in range(seeds)]
-    parts = [_partition(start) for start in starts]
-    trained, kept, static = parts[0]
-    if not jax.tree.leaves(trained):
-        raise ValueError("params must have a leaf that is an array of floats, got none.")
-    data = read_batches(batches, read, needed)
-    loss = jax.eval_shape(
-        lambda trained, kept, batch: loss_fn(_combine(trained, _combine(kept, static)), batch),
-        *(trained, kept, jax.tree.map(lambda leaf: leaf[0], data)),
-    )
-    if getattr(loss, "shape", None) != ():
-        raise ValueError(f"loss_fn must return one scalar, got {shapes(loss)}.")
-    return _Problem(
-        loss_fn=loss_fn,
-        optimizer=optimizer,
-        starts={
-            "trained": jax.tree.map(lambda *leaves: jnp.stack(leaves), *(trained for trained, _, _ in parts)),
-            "kept": jax.tree.map(lambda *leaves: jnp.stack(leaves), *(kept for _, kept, _ in parts)),
-        },
-        static=static,
-        batches=data,
-        eval_batch=eval_batch,
-        key=root,
-        progress=progress,
-    )
-
-
-def _partition(params: PyTree) -> tuple[PyTree, PyTree, PyTree]:
-    """Leaves that are trained, arrays that are carried along, and what is no array; None in each other's place."""
-
-    def kind(leaf: Any) -> int:
-        if not isinstance(leaf, jax.Array | np.ndarray | np.generic):
-            return 2
-        return 0 if jnp.issubdtype(leaf.dtype, jnp.floating) else 1
-
-    def part(wanted: int) -> PyTree:
-        return jax.tree.map(lambda leaf: leaf if kind(leaf) == wanted else None, params)
-
-    return part(0), part(1), part(2)
-
-
-def _combine(tree: PyTree, other: PyTree) -> PyTree:
-    """The leaves of both trees, each of which has None where the other has a leaf."""
-    return jax.tree.map(
-        lambda one, two: two if one is None else one, tree, other, is_leaf=lambda leaf: leaf is None
-    )
-
-
-def _refuse_if_all_diverged(curve: LRCurve, problem: _Problem, num_steps: int) -> None:
-    """Say at which rates all lanes diverged, and name the batch where it is to blame."""
-    if curve.stable.any():
-        return
-    low, high = curve.learning_rates[[0, -1]]
-    sentence = f"Every lane diverged, at {len(curve.learning_rates)} rates from {low:.3g} to {high:.3g}"
-    orders = batch_orders(
-        len(jax.tree.leaves(problem.batches)[0]), num_steps, len(curve.diverged_at), problem.key
-    )
-    # The lane that got farthest; a rate that is too high may fail earlier.
-    step = int(curve.diverged_at[0].max())
-    batch = int(orders[0, step])
-    start = jax.tree.map(lambda leaf: leaf[0], problem.starts)
-    loss = problem.loss_fn(problem.params(start), jax.tree.map(lambda leaf: leaf[batch], problem.batches))
-    if not jnp.isfinite(loss):
-        raise RuntimeError(
-            f"{sentence}, the last of them at step {step}; the loss of batch {batch} is {loss} before any "
-            "training: look at its data."
-        )
-    raise RuntimeError(
-        f"{sentence}; try a smaller min_learning_rate, and look at the loss of the first step."
-    )
-
-
-def _bounds(low: Any, high: Any) -> tuple[float, float]:
-    lower = checks.concrete("min_learning_rate", low, above=0)
-    upper = checks.concrete("max_learning_rate", high, above=0)
-    if upper <= lower:
-        raise ValueError(f"max_learning_rate must be above min_learning_rate={low!r}, got {high!r}.")
-    return lower, upper
-
-
-def _rates(learning_rates: Any) -> np.ndarray:
-    rates = np.asarray(learning_rates, np.float64)
-    if rates.ndim != 1 or not len(rates):
-        raise ValueError(f"learning_rates must be a list of rates, got an array of shape {rates.shape}.")
-    if not (np.isfinite(rates).all() and (rates > 0).all() and (np.diff(rates) > 0).all()):
-        raise ValueError(f"learning_rates must be positive, finite and increasing, got {rates.tolist()}.")
-    return rates

@@ -200,6 +200,23 @@ def clear_learning_rate(opt_state: optax.OptState) -> optax.OptState:
     return _replace(opt_state, clear)
 
 
+def with_rates_of(opt_state: optax.OptState, other: optax.OptState) -> optax.OptState:
+    """`opt_state` with the visible rates, and all that `optax.inject_hyperparams` holds, of another state.
+
+    No set rate is in force afterwards unless one is in `other`. Both states have one structure.
+    """
+    held = (ScaleByLearningRateState, optax.InjectStatefulHyperparamsState)
+
+    def take(own: Any, new: Any) -> Any:
+        if isinstance(own, ScaleByLearningRateState):
+            return own._replace(learning_rate=new.learning_rate, override=new.override)
+        if isinstance(own, optax.InjectStatefulHyperparamsState):
+            return own._replace(hyperparams=new.hyperparams)
+        return own
+
+    return jax.tree.map(take, opt_state, other, is_leaf=lambda node: isinstance(node, held))
+
+
 def filled(old: Any, value: ScalarLike) -> Any:
     """`old` filled with `value`: shape, dtype, sharding and committedness stay, and nothing is compiled."""
 

@@ -85,7 +85,7 @@ def plot_histories(curve: LRCurve, *, steps_per_epoch: int | None = None, ax: Ax
     """
     axes = ax or plt.subplots(figsize=(7.5, 4.6), layout="constrained")[1]
     every, rates = steps_per_epoch or 1, curve.learning_rates
-    norm = LogNorm(rates[0], rates[-1] if len(rates) > 1 else rates[0] * 1.01)
+    norm = LogNorm(rates.min(), rates.max() if rates.max() > rates.min() else rates.min() * 1.01)
     losses = np.where(np.isfinite(curve.losses), curve.losses, np.nan)
     # What blows up is cut off above, so that the rates that train fill the picture.
     ceiling = 10 * np.nanmax(np.abs(losses[:, :, 0]))

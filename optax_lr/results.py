@@ -1,12 +1,12 @@
 """What a finder hands over: the curve of a sweep, and the rate that was suggested from it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from .types import PyTree
 
@@ -42,12 +42,15 @@ class LRCurve:
     the points of the ramp are lanes with one step each.
 
     Attributes:
-      learning_rates: float64 [lanes], increasing.
+      learning_rates: float64 [lanes]; increasing, unless other hyperparameters vary from lane to lane.
       losses: training loss before each update, float32 [seeds, lanes, steps].
       eval_losses: validation loss, float32 [seeds, lanes, evals], or None.
       eval_steps: int32 [evals], after how many updates each validation loss was taken.
       diverged_at: int32 [seeds, lanes], the step at which a run was stopped, -1 where it was not.
       placement: how the lanes were laid out over the machine, in words.
+      metrics: what else each training step reported, by name, float32 [seeds, lanes, steps].
+      eval_metrics: what else each validation reported, by name, float32 [seeds, lanes, evals].
+      hyperparameters: what the lanes were given beside the learning rate, by name; [lanes].
     """
 
     learning_rates: Float[np.ndarray, "lanes"]
@@ -56,6 +59,22 @@ class LRCurve:
     eval_steps: Int[np.ndarray, "evals"]
     diverged_at: Int[np.ndarray, "seeds lanes"]
     placement: str = ""
+    metrics: Mapping[str, Float[np.ndarray, "seeds lanes steps"]] = dataclasses.field(default_factory=dict)
+    eval_metrics: Mapping[str, Float[np.ndarray, "seeds lanes evals"]] = dataclasses.field(
+        default_factory=dict
+    )
+    hyperparameters: Mapping[str, Shaped[np.ndarray, "lanes"]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def lanes(self) -> dict[str, np.ndarray]:
+        """Every hyperparameter of the lanes by name, the learning rate first; [lanes]."""
+        return {"learning_rate": self.learning_rates, **self.hyperparameters}
+
+    @property
+    def axes(self) -> list[str]:
+        """The names of the hyperparameters that vary from lane to lane; the learning rate always counts."""
+        others = self.hyperparameters.items()
+        return ["learning_rate", *(name for name, values in others if (values != values[0]).any())]
 
     @property
     def lane_steps(self) -> int:
@@ -68,25 +87,30 @@ class LRCurve:
         """bool [lanes]: whether no seed diverged at that rate."""
         return np.all(self.diverged_at < 0, axis=0)
 
+    def take(self, lanes: Any) -> "LRCurve":
+        """The curve of some lanes: a slice, indices or a mask, as NumPy takes them.
+
+        >>> rates, decay = np.array([0.1, 0.3, 0.1, 0.3]), np.array([0.0, 0.0, 0.1, 0.1])
+        >>> losses, alive = np.ones((1, 4, 1), np.float32), np.full((1, 4), -1, np.int32)
+        >>> curve = LRCurve(rates, losses, None, np.array([], np.int32), alive,
+        ...                 hyperparameters={"weight_decay": decay})
+        >>> curve.take(curve.lanes["weight_decay"] == 0.1).learning_rates.tolist()
+        [0.1, 0.3]
+        """
+        return _map_lanes(lambda axis, x: x[lanes] if axis == 0 else x[:, lanes], self)
+
     def merge(self, other: "LRCurve") -> "LRCurve":
-        """The lanes of both curves, which must agree in seeds, steps and evaluations, in order of their rate."""
-        rates = np.concatenate([self.learning_rates, other.learning_rates])
-        order = np.argsort(rates, kind="stable")
+        """The lanes of both curves in order of their rate, those of one rate as they came.
 
-        def lanes(mine: np.ndarray, theirs: np.ndarray) -> np.ndarray:
-            return np.concatenate([mine, theirs], axis=1)[:, order]
-
-        evals = None
-        if self.eval_losses is not None and other.eval_losses is not None:
-            evals = lanes(self.eval_losses, other.eval_losses)
-        return LRCurve(
-            learning_rates=rates[order],
-            losses=lanes(self.losses, other.losses),
-            eval_losses=evals,
-            eval_steps=self.eval_steps,
-            diverged_at=lanes(self.diverged_at, other.diverged_at),
-            placement=self.placement,
-        )
+        Raises:
+          ValueError: the curves differ in seeds, steps, evaluations, metrics or hyperparameters.
+        """
+        mine, theirs = _agreement(self), _agreement(other)
+        for name, one in mine.items():
+            if one != theirs[name]:
+                raise ValueError(f"Merged curves must have the same {name}, got {one} and {theirs[name]}.")
+        order = np.argsort(np.concatenate([self.learning_rates, other.learning_rates]), kind="stable")
+        return _map_lanes(lambda axis, *both: np.take(np.concatenate(both, axis), order, axis), self, other)
 
     def save(self, path: str | Path) -> None:
         """Write the curve to one `.npz` file.
@@ -124,9 +148,10 @@ class LRCurve:
 
     def __str__(self) -> str:
         seeds, lanes, steps = self.losses.shape
-        low, high = self.learning_rates[[0, -1]]
+        low, high = self.learning_rates.min(), self.learning_rates.max()
+        kind = "lanes of " + " x ".join(self.axes) + "," if len(self.axes) > 1 else "rates"
         return (
-            f"LRCurve: {lanes} rates from {low:.3g} to {high:.3g}, {seeds} seed(s), {steps} steps, "
+            f"LRCurve: {lanes} {kind} from {low:.3g} to {high:.3g}, {seeds} seed(s), {steps} steps, "
             f"{int((~self.stable).sum())} lane(s) diverged, {self.lane_steps:,} lane-steps"
         )
 
@@ -144,7 +169,7 @@ class Suggestion:
       lane_steps: how many training steps the search executed, over all its stages.
       rules: what the common rules say of the same curve, by name.
       finalists: the curve of the full runs under the real schedule, or None.
-      params: the parameters that the best finalist ended with, or None; not saved.
+      params, model_state: what the best finalist ended with, or None; not saved.
     """
 
     learning_rate: float
@@ -157,9 +182,10 @@ class Suggestion:
     rules: Mapping[str, float] = dataclasses.field(default_factory=dict)
     finalists: LRCurve | None = None
     params: PyTree | None = dataclasses.field(default=None, repr=False)
+    model_state: PyTree | None = dataclasses.field(default=None, repr=False)
 
     def save(self, path: str | Path) -> None:
-        """Write the suggestion and its curves, but for `params`, to one `.npz` file."""
+        """Write the suggestion and its curves, without `params` and `model_state`, to one `.npz` file."""
         arrays = {f"curve/{name}": array for name, array in _arrays(self.curve).items()}
         if self.finalists is not None:
             arrays |= {f"finalists/{name}": array for name, array in _arrays(self.finalists).items()}
@@ -182,11 +208,7 @@ class Suggestion:
                 **{name: file[name].item() for name in _SCALARS},
                 curve=_curve(file, path, "curve/"),
                 finalists=_curve(file, path, "finalists/") if "finalists" in parts else None,
-                rules={
-                    name.removeprefix("rules/"): file[name].item()
-                    for name in file.files
-                    if name.startswith("rules/")
-                },
+                rules={name: rate.item() for name, rate in _below(file, "rules/").items()},
             )
 
     def plot(self, **options: Any) -> Any:
@@ -216,7 +238,38 @@ class Suggestion:
 
 
 _FIELDS = ("learning_rates", "losses", "eval_losses", "eval_steps", "diverged_at", "placement")
+_NAMED = ("metrics", "eval_metrics", "hyperparameters")
 _SCALARS = ("learning_rate", "low", "high", "reason", "at_edge", "lane_steps")
+# Which axis of a curve's arrays counts its lanes.
+_LANE_AXES = {
+    **dict.fromkeys(("learning_rates", "hyperparameters"), 0),
+    **dict.fromkeys(("losses", "eval_losses", "diverged_at", "metrics", "eval_metrics"), 1),
+}
+
+
+def _map_lanes(function: Callable[..., np.ndarray], *curves: LRCurve) -> LRCurve:
+    """The curve made of `function(axis, *arrays)` of the arrays of all curves; `axis` is that of the lanes."""
+
+    def changed(name: str, axis: int) -> Any:
+        values = [getattr(curve, name) for curve in curves]
+        if isinstance(values[0], Mapping):
+            return {key: function(axis, *(value[key] for value in values)) for key in values[0]}
+        return None if values[0] is None else function(axis, *values)
+
+    return dataclasses.replace(curves[0], **{name: changed(name, axis) for name, axis in _LANE_AXES.items()})
+
+
+def _agreement(curve: LRCurve) -> dict[str, Any]:
+    """In what curves must agree to be merged."""
+    seeds, _, steps = curve.losses.shape
+    return {
+        "seeds": seeds,
+        "steps": steps,
+        "evaluations": None if curve.eval_losses is None else curve.eval_steps.tolist(),
+        "metrics": sorted(curve.metrics),
+        "validation metrics": sorted(curve.eval_metrics),
+        "hyperparameters": sorted(curve.lanes),
+    }
 
 
 def _npz(path: str | Path) -> Path:
@@ -230,7 +283,8 @@ def _write(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 def _arrays(curve: LRCurve) -> dict[str, np.ndarray]:
     fields = {name: getattr(curve, name) for name in _FIELDS}
-    return {name: np.asarray(value) for name, value in fields.items() if value is not None}
+    named = {f"{name}/{key}": value for name in _NAMED for key, value in getattr(curve, name).items()}
+    return {name: np.asarray(value) for name, value in (fields | named).items() if value is not None}
 
 
 def _curve(file: Mapping[str, np.ndarray], path: str | Path, prefix: str = "") -> LRCurve:
@@ -238,4 +292,10 @@ def _curve(file: Mapping[str, np.ndarray], path: str | Path, prefix: str = "") -
     if missing:
         raise ValueError(f"{path} holds no curve: it lacks {', '.join(missing)}.")
     arrays = {name: file[prefix + name] for name in _FIELDS if prefix + name in file}
-    return LRCurve(**{"eval_losses": None, **arrays, "placement": arrays["placement"].item()})
+    named = {name: _below(file, f"{prefix}{name}/") for name in _NAMED}
+    return LRCurve(**{"eval_losses": None, **arrays, **named, "placement": arrays["placement"].item()})
+
+
+def _below(file: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    """What a file holds under a prefix, by the rest of its name."""
+    return {name.removeprefix(prefix): file[name] for name in file if name.startswith(prefix)}

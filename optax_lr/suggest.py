@@ -107,6 +107,7 @@ def largest_stable(curve: LRCurve) -> Suggestion:
     Raises:
       ValueError: the smallest rate diverged.
     """
+    _refuse_more_axes(curve)
     if not curve.stable[0]:
         raise ValueError(f"No rate is stable: the smallest, {curve.learning_rates[0]:.3g}, diverged.")
 
@@ -161,6 +162,7 @@ def final_losses(curve: LRCurve) -> np.ndarray:
 
 def _history(curve: LRCurve) -> list[tuple[int, np.ndarray]]:
     """After how many steps the rules may compare the rates, and the losses there, as `final_losses`."""
+    _refuse_more_axes(curve)
     steps = curve.losses.shape[-1]
     if curve.eval_losses is not None:
         points = [(int(step), curve.eval_losses[..., at]) for at, step in enumerate(curve.eval_steps)]
@@ -171,6 +173,20 @@ def _history(curve: LRCurve) -> list[tuple[int, np.ndarray]]:
     if not usable.any():
         raise ValueError("Every rate diverged, so no rate can be suggested.")
     return [(step, np.where(usable, losses.astype(np.float64), np.nan)) for step, losses in points]
+
+
+def _refuse_more_axes(curve: LRCurve) -> None:
+    if len(curve.axes) > 1:
+        name = curve.axes[1]
+        raise ValueError(
+            f"A rule needs a curve over learning rates alone, got one over {', '.join(curve.axes)}; take a part of "
+            f"it, such as curve.take(curve.lanes[{name!r}] == {curve.lanes[name][0].item()!r})."
+        )
+    if (np.diff(curve.learning_rates) < 0).any():
+        raise ValueError(
+            f"A rule needs learning rates in increasing order, got {curve.learning_rates.tolist()}; "
+            "curve.take(np.argsort(curve.learning_rates)) has them so."
+        )
 
 
 def _usable(curve: LRCurve, losses: np.ndarray) -> np.ndarray:

@@ -263,7 +263,7 @@ def refusals():
             "learning_rates must be positive, finite and increasing",
         ),
         ({"learning_rates": [-0.1, 0.1]}, ValueError, r"increasing, got \[-0\.1, 0\.1\]"),
-        ({"learning_rates": []}, ValueError, r"learning_rates must be a list of rates, got .* \(0,\)"),
+        ({"learning_rates": []}, ValueError, r"learning_rates must be a list of numbers, got .* \(0,\)"),
         ({"batches": []}, ValueError, "at least one batch, got an empty iterable"),
         ({"batches": 3}, ValueError, "batches must be arrays or an iterable of batches, got a int"),
         ({"batches": ragged}, ValueError, r"one shape, got \(\(5, 3\), \(5,\)\) at batch 1 after"),
@@ -285,6 +285,11 @@ def refusals():
             {"batches": (nan_at_3, TARGETS)},
             RuntimeError,
             r"at step 3; the loss of batch 3 is nan before",
+        ),
+        (
+            {"params": {"w": jnp.zeros(3), "b": jnp.float32(np.inf)}},
+            RuntimeError,
+            "at step 0; the loss of batch 0 is inf before any training",
         ),
         ({"learning_rates": [1e9, 1e10]}, RuntimeError, r"2 rates from 1e\+09 to 1e\+10; try a smaller"),
     ]

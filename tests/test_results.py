@@ -1,5 +1,7 @@
 """Results print, save and load, and merge."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -19,6 +21,9 @@ def curve_of(rates, evals=True):
         eval_steps=np.array([3] if evals else [], np.int32),
         diverged_at=stops,
         placement="2 lanes",
+        metrics={"error": 2 * losses, "a/b": losses},
+        eval_metrics={"error": 3 * losses[..., 2:]} if evals else {},
+        hyperparameters={"weight_decay": 10 * np.array(rates), "start": np.arange(lanes)},
     )
 
 
@@ -26,6 +31,12 @@ def same(one, other):
     for name in ("learning_rates", "losses", "eval_losses", "eval_steps", "diverged_at"):
         np.testing.assert_array_equal(getattr(one, name), getattr(other, name))
     assert one.placement == other.placement
+    for name in ("metrics", "eval_metrics", "hyperparameters"):
+        mine, theirs = getattr(one, name), getattr(other, name)
+        assert list(mine) == list(theirs)
+        for key, values in mine.items():
+            np.testing.assert_array_equal(values, theirs[key])
+            assert values.dtype == theirs[key].dtype
 
 
 @pytest.mark.parametrize("evals", [True, False])
@@ -69,8 +80,42 @@ def test_merged_lanes_are_in_order_of_their_rate():
     assert merged.diverged_at[1].tolist() == [1, 1, -1, -1] and merged.eval_losses.shape == (2, 4, 1)
 
 
+def test_everything_by_name_is_merged_and_taken_along():
+    one, two = curve_of([0.1, 0.4]), curve_of([0.2, 0.3])
+    merged = one.merge(two)
+    assert merged.hyperparameters["weight_decay"].tolist() == [1.0, 2.0, 3.0, 4.0]
+    assert merged.hyperparameters["start"].tolist() == [0, 0, 1, 1]
+    np.testing.assert_array_equal(merged.metrics["error"], 2 * merged.losses)
+    np.testing.assert_array_equal(merged.eval_metrics["error"], 3 * merged.eval_losses)
+    same(merged.take([0, 3]), one)
+    same(merged.take(merged.learning_rates == 0.2), merged.take(slice(1, 2)))
+    assert merged.take([1]).losses.shape == (2, 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"losses": np.zeros((2, 1, 4), np.float32)}, "same steps, got 3 and 4"),
+        ({"losses": np.zeros((1, 1, 3), np.float32)}, "same seeds, got 2 and 1"),
+        ({"eval_losses": None}, r"same evaluations, got \[3\] and None"),
+        ({"metrics": {}}, r"same metrics, got \['a/b', 'error'\] and \[\]"),
+        ({"eval_metrics": {}}, r"same validation metrics, got \['error'\] and \[\]"),
+        ({"hyperparameters": {}}, r"same hyperparameters, got .* and \['learning_rate'\]"),
+    ],
+)
+def test_curves_that_do_not_fit_are_not_merged(unhooked, changes, sentence):
+    curve = curve_of([0.1])
+    fields = {field.name: getattr(curve, field.name) for field in dataclasses.fields(curve)}
+    one, other = unhooked.LRCurve(**fields), unhooked.LRCurve(**fields | changes)
+    with pytest.raises(ValueError, match=sentence):
+        one.merge(other)
+
+
 def test_results_print_as_tables():
-    curve = curve_of([0.1, 0.2])
+    assert str(curve_of([0.1, 0.2])).startswith(
+        "LRCurve: 2 lanes of learning_rate x weight_decay x start, from 0.1 to 0.2, 2 seed(s)"
+    )
+    curve = dataclasses.replace(curve_of([0.1, 0.2]), hyperparameters={"weight_decay": np.array([1.0, 1.0])})
     assert (
         str(curve)
         == "LRCurve: 2 rates from 0.1 to 0.2, 2 seed(s), 3 steps, 1 lane(s) diverged, 11 lane-steps"

@@ -1,5 +1,6 @@
 """Rules on curves whose answer is known in closed form."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -68,6 +69,30 @@ def test_the_longest_fall_against_all_subsequences():
         chain = values[suggest._longest_fall(values)]
         falls = [k for k in range(1, 10) for c in itertools.combinations(values, k) if (np.diff(c) < 0).all()]
         assert (np.diff(chain) < 0).all() and len(chain) == max(falls)
+
+
+def test_a_rule_refuses_a_curve_of_more_axes_and_says_what_to_take():
+    decay = np.repeat([0.0, 0.1], 17)
+    both = curve_of(bowl(0.01)).merge(curve_of(bowl(0.01)))
+    grid = dataclasses.replace(both, hyperparameters={"weight_decay": decay})
+    rules = (suggest.lowest_loss, suggest.steepest, suggest.largest_stable, suggest.best_lane)
+    for rule in rules:
+        with pytest.raises(
+            ValueError, match=r"over learning_rate, weight_decay; take a part of it"
+        ) as refusal:
+            rule(grid)
+    assert str(refusal.value).endswith("curve.take(curve.lanes['weight_decay'] == 0.0).")
+    backwards = curve_of(bowl(0.01)).take(slice(None, None, -1))
+    for rule in rules:
+        with pytest.raises(
+            ValueError, match=r"increasing order, .*take\(np\.argsort\(curve\.learning_rates\)\)"
+        ):
+            rule(backwards)
+    sorted_again = backwards.take(np.argsort(backwards.learning_rates))
+    assert (
+        suggest.lowest_loss(sorted_again).learning_rate
+        == suggest.lowest_loss(curve_of(bowl(0.01))).learning_rate
+    )
 
 
 def test_a_drift_is_carried_on_at_half_its_slope():

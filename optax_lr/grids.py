@@ -1,0 +1,70 @@
+"""Grids: hyperparameters as a user gives them to arrays with one value for each lane."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+
+def lanes_of(
+    learning_rates: Sequence[float] | np.ndarray | None, lanes: Mapping[str, Any] | None
+) -> dict[str, np.ndarray]:
+    """What was asked for, as arrays with leading axis [lanes].
+
+    Raises:
+      ValueError: both or none are given, or an array is not of finite numbers, of the others' length, or, of
+        rates, positive and, where nothing else varies, increasing.
+    """
+    if (learning_rates is None) == (lanes is None):
+        raise ValueError("learning_rates or lanes must be given, and not both.")
+    name = "learning_rates" if lanes is None else 'lanes["learning_rate"]'
+    given = {"learning_rate": learning_rates} if lanes is None else dict(lanes)
+    if "learning_rate" not in given:
+        raise ValueError(f'lanes must have a "learning_rate", got {sorted(given)}.')
+    axes = {axis: _numbers(f"lanes[{axis!r}]", x) for axis, x in given.items() if axis != "learning_rate"}
+    rates = _numbers(name, given["learning_rate"], finite=False).astype(np.float64)
+    lengths = {"learning_rate": len(rates), **{axis: len(x) for axis, x in axes.items()}}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"lanes must be arrays of one length, got {lengths}; grid makes the product of axes."
+        )
+    alone = all((x == x[0]).all() for x in axes.values())
+    valid = np.isfinite(rates).all() and (rates > 0).all() and not (alone and (np.diff(rates) <= 0).any())
+    if not valid:
+        expected = "positive, finite and increasing" if alone else "positive and finite"
+        raise ValueError(f"{name} must be {expected}, got {rates.tolist()}.")
+    return {"learning_rate": rates, **axes}
+
+
+def grid(**axes: Sequence[float] | np.ndarray) -> dict[str, np.ndarray]:
+    """The product of axes, for the lanes of a sweep: every combination is one lane, the last axis fastest.
+
+    Args:
+      **axes: for each hyperparameter its values, finite numbers; [values].
+
+    Returns:
+      For each hyperparameter its value in every lane; [lanes].
+
+    Raises:
+      ValueError: there is no axis, or one is not a list of finite numbers.
+
+    >>> for name, values in grid(learning_rate=[0.1, 0.3], weight_decay=[0, 1e-4, 1e-2]).items():
+    ...     print(name, values.tolist())
+    learning_rate [0.1, 0.1, 0.1, 0.3, 0.3, 0.3]
+    weight_decay [0.0, 0.0001, 0.01, 0.0, 0.0001, 0.01]
+    """
+    if not axes:
+        raise ValueError("grid needs at least one axis, such as learning_rate=[0.01, 0.1], got none.")
+    values = [_numbers(name, axis) for name, axis in axes.items()]
+    return {name: mesh.ravel() for name, mesh in zip(axes, np.meshgrid(*values, indexing="ij"), strict=True)}
+
+
+def _numbers(name: str, values: Any, *, finite: bool = True) -> np.ndarray:
+    numbers = np.asarray(values)
+    if numbers.ndim != 1 or not len(numbers) or numbers.dtype.kind not in "iuf":
+        raise ValueError(
+            f"{name} must be a list of numbers, got an array of {numbers.dtype} of shape {numbers.shape}."
+        )
+    if finite and not np.isfinite(numbers).all():
+        raise ValueError(f"{name} must be finite numbers, got {numbers.tolist()}.")
+    return numbers

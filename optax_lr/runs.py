@@ -1,0 +1,121 @@
+"""Runs: a problem and lanes to the curve of their losses, and what is said where no lane survives."""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import ScalarLike
+
+from . import checks
+from .batches import batch_orders
+from .results import LRCurve
+from .sweep import Engine
+from .training import Problem
+from .types import PyTree, Schedule
+
+
+class Stage(NamedTuple):
+    """A problem with the compiled programs of one length of run."""
+
+    problem: Problem
+    engine: Engine
+    progress: bool
+
+    def run(
+        self, lanes: Mapping[str, np.ndarray], seeds: int, description: str, *, return_carries: bool = False
+    ) -> tuple[LRCurve, PyTree]:
+        """Train the lanes; the curve, and the final carries where asked."""
+        result = self.engine.run(
+            jax.tree.map(lambda leaf: leaf[:seeds], self.problem.starts)
+            if self.problem.drawn
+            else self.problem.starts,
+            {
+                name: jnp.asarray(x, jnp.float32 if x.dtype.kind == "f" else jnp.int32)
+                for name, x in lanes.items()
+            },
+            self.problem.batches,
+            seeds=seeds,
+            key=self.problem.key,
+            carry_per_seed=self.problem.drawn,
+            eval_batch=self.problem.eval_batch,
+            return_carries=return_carries,
+            progress=self.progress,
+            description=description,
+        )
+        metrics = dict(result.metrics)
+        evals = {name: np.asarray(x, np.float32) for name, x in result.evals.items()}
+        curve = LRCurve(
+            learning_rates=lanes["learning_rate"],
+            losses=metrics.pop("loss"),
+            eval_losses=evals.pop("loss", None),
+            eval_steps=np.array(self.engine.eval_steps if result.evals else [], np.int32),
+            diverged_at=result.diverged_at,
+            placement=result.placement,
+            metrics=metrics,
+            eval_metrics=evals,
+            hyperparameters={name: x for name, x in lanes.items() if name != "learning_rate"},
+        )
+        return curve, result.carries
+
+    def run_rates(self, rates: np.ndarray, seeds: int, description: str) -> LRCurve:
+        """Train one lane a rate."""
+        return self.run({"learning_rate": rates}, seeds, description)[0]
+
+
+def build_stage(
+    problem: Problem,
+    num_steps: int,
+    eval_steps: Sequence[int],
+    schedule: Callable[[ScalarLike], Schedule] | None = None,
+    *,
+    stop_factor: ScalarLike,
+    lanes_at_once: int | Literal["auto"],
+    progress: bool,
+) -> Stage:
+    """Runs of `num_steps` under a schedule, or at constant rates."""
+    engine = Engine(
+        functools.partial(problem.step, schedule=schedule),
+        num_steps=num_steps,
+        init=functools.partial(problem.init, schedule=schedule),
+        evaluate=None if problem.eval_batch is None else problem.evaluate,
+        eval_steps=eval_steps,
+        stop_factor=stop_factor,
+        lanes_at_once=lanes_at_once,
+    )
+    return Stage(problem, engine, progress)
+
+
+def refuse_if_all_diverged(curve: LRCurve, problem: Problem, num_steps: int) -> None:
+    """Say at which rates all lanes diverged, and name the batch where it is to blame."""
+    if curve.stable.any():
+        return
+    low, high = curve.learning_rates.min(), curve.learning_rates.max()
+    sentence = f"Every lane diverged, at {len(curve.learning_rates)} rates from {low:.3g} to {high:.3g}"
+    orders = batch_orders(
+        len(jax.tree.leaves(problem.batches)[0]), num_steps, len(curve.diverged_at), problem.key
+    )
+    # The lane that got farthest; a rate that is too high may fail earlier.
+    step = int(curve.diverged_at[0].max())
+    batch = int(orders[0, step])
+    loss, *_ = problem.value(
+        problem.start(), jax.tree.map(lambda leaf: leaf[batch], problem.batches), problem.key
+    )
+    if not jnp.isfinite(loss):
+        raise RuntimeError(
+            f"{sentence}, the last of them at step {step}; the loss of batch {batch} is {loss} before any "
+            "training: look at its data, and at the parameters to start from."
+        )
+    raise RuntimeError(
+        f"{sentence}; try a smaller min_learning_rate, and look at the loss of the first step."
+    )
+
+
+def bounds(low: Any, high: Any) -> tuple[float, float]:
+    lower = checks.concrete("min_learning_rate", low, above=0)
+    upper = checks.concrete("max_learning_rate", high, above=0)
+    if upper <= lower:
+        raise ValueError(f"max_learning_rate must be above min_learning_rate={low!r}, got {high!r}.")
+    return lower, upper
