@@ -10,6 +10,7 @@ With the cycles that drive the schedule:
 """
 
 import functools
+import operator
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -17,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int, ScalarLike
+from jaxtyping import Array, ArrayLike, Float, Int, ScalarLike, Shaped
 
 from . import checks
 from .batches import leading_axis, shapes
@@ -87,7 +88,7 @@ def snapshot_at_cycle_ends(
     The count is that of the updates from init on: a schedule that `with_warmup` or `shift_schedule` moves has
     its cycles elsewhere. No derivative flows into a snapshot, and none is lost from the updates.
 
-    Non-finite parameters are kept as they are; no other parameter and no other snapshot changes for it.
+    What is non-finite is kept as it is, and reaches no other parameter and no other snapshot.
 
     Args:
       cycles: the `Cycles` of the schedule, or a number of steps for cycles of equal length without an end.
@@ -205,7 +206,10 @@ def get_snapshots(opt_state: optax.OptState) -> Snapshots:
             "one lane."
         )
     oldest_first = np.argsort(steps, axis=-1, kind="stable")[..., steps.shape[-1] - counts.max() :]
-    return Snapshots(*jax.tree.map(lambda rows: _rows(rows, oldest_first), (state.params, state.steps)))
+    return Snapshots(
+        jax.tree.map(lambda rows: _rows(rows, oldest_first), state.params),
+        jnp.asarray(np.take_along_axis(steps, oldest_first, axis=-1)),
+    )
 
 
 def ensemble_predict(
@@ -214,7 +218,7 @@ def ensemble_predict(
     inputs: PyTree,
     *,
     combine: Combine = "probabilities",
-    weights: Float[ArrayLike, "*members"] | Int[ArrayLike, "*members"] | None = None,
+    weights: Shaped[ArrayLike, "*members"] | None = None,
 ) -> EnsemblePrediction:
     """What all snapshots together predict, and how far they are apart. The members run in one `vmap`.
 
@@ -275,7 +279,7 @@ def ensemble_predict(
 
 def average_snapshots(
     snapshots: Snapshots,
-    weights: Float[ArrayLike, "*members"] | Int[ArrayLike, "*members"] | None = None,
+    weights: Shaped[ArrayLike, "*members"] | None = None,
 ) -> PyTree:
     """One model: the average of the snapshots' weights. It predicts at the price of one member.
 
@@ -378,9 +382,10 @@ def _put(rows: Array, slot: Array, leaf: Array) -> Array:
 
 def _rows(rows: Array, order: Int[np.ndarray, "*lanes members"]) -> Array:
     """Some rows of each lane, in the order of their indices."""
-    if order.ndim == 1:
-        return rows[order]
-    return jnp.take_along_axis(rows, np.expand_dims(order, range(order.ndim, rows.ndim)), axis=order.ndim - 1)
+    select: Callable[[Array, Any], Array] = operator.getitem
+    for _ in range(order.ndim - 1):
+        select = jax.vmap(select)
+    return select(rows, order)
 
 
 def _shares(snapshots: Snapshots, weights: Any) -> Float[Array, "*members"]:
