@@ -86,7 +86,8 @@ def snapshot_at_cycle_ends(
     Under a `vmap` all lanes are visited where one of them is due.
 
     The count is that of the updates from init on: a schedule that `with_warmup` or `shift_schedule` moves has
-    its cycles elsewhere. No derivative flows into a snapshot, and none is lost from the updates.
+    its cycles elsewhere. Derivatives pass the updates as if there were no snapshots; by way of a snapshot they
+    go forwards (`jax.jvp`), while backwards (`jax.grad`) JAX refuses.
 
     What is non-finite is kept as it is, and reaches no other parameter and no other snapshot.
 
@@ -138,10 +139,7 @@ def snapshot_at_cycle_ends(
                 "params must be given to keep a snapshot of them: call update(updates, state, params)."
             )
         due = rounds.is_end(state.count) & (rounds.position(state.count).index >= skipped)
-        # Of a loop JAX takes no derivative backwards.
-        now, steps, kept = jax.lax.stop_gradient(
-            (optax.apply_updates(params, updates), state.steps, state.params)
-        )
+        now = optax.apply_updates(params, updates)
 
         def keep(carry: tuple[Array, Array, PyTree]) -> tuple[Array, Array, PyTree]:
             pending, steps, kept = carry
@@ -153,7 +151,7 @@ def snapshot_at_cycle_ends(
             )
 
         # A loop that runs at most once: a `cond` would copy every snapshot at every step on a GPU.
-        _, steps, kept = jax.lax.while_loop(lambda carry: carry[0], keep, (due, steps, kept))
+        _, steps, kept = jax.lax.while_loop(lambda carry: carry[0], keep, (due, state.steps, state.params))
         return updates, SnapshotAtCycleEndsState(optax.safe_increment(state.count), steps, kept)
 
     return optax.GradientTransformationExtraArgs(init, update)

@@ -137,13 +137,20 @@ def test_after_multi_steps_with_cycles_of_its_every_step():
     check_equal(found.params, olr.get_snapshots(train(plain, at(GRADS, slice(0, 7)))[1]).params)
 
 
-def test_the_derivative_of_a_run_is_that_without_snapshots():
-    def loss(params, *last):
+def test_the_derivative_of_a_run_is_that_without_snapshots_and_goes_forwards_by_way_of_them():
+    def run(params, *last):
         tx = optax.chain(optax.sgd(0.1), *last)
-        (end, _), _ = jax.lax.scan(one_step(tx), (params, tx.init(params)), jnp.ones(5))
-        return end**3
+        return jax.lax.scan(one_step(tx), (params, tx.init(params)), jnp.ones(5))[0]
 
-    assert jax.grad(loss)(2.0, olr.snapshot_at_cycle_ends(2, 2)) == jax.grad(loss)(2.0) > 0
+    def loss(params, *last):
+        end, state = run(params, *last)
+        return end**3, state
+
+    snapshots = olr.snapshot_at_cycle_ends(2, 2)
+    slope, _ = jax.grad(loss, has_aux=True)(2.0, snapshots)
+    assert slope == jax.grad(loss, has_aux=True)(2.0)[0] > 0
+    _, (forward, *_) = jax.jvp(lambda start: run(start, snapshots)[1][1].params, (2.0,), (1.0,))
+    assert forward == 1
 
 
 def compiled(scan, *last):
