@@ -164,7 +164,8 @@ def get_snapshots(opt_state: optax.OptState) -> Snapshots:
 
     Args:
       opt_state: the state of an optimizer with one `snapshot_at_cycle_ends`; it may have leading axes, those
-        of a vmapped training, and then so has the result.
+        of a vmapped training, and then so has the result. Of an `nnx.Optimizer` pass
+        `nnx.as_pure(optimizer.opt_state)`.
 
     Returns:
       A `Snapshots` with a last leading axis of as many as have been taken, none or `max_snapshots` at most.
