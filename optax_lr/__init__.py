@@ -67,6 +67,14 @@ from .schedules import one_cycle_momentum_schedule as one_cycle_momentum_schedul
 from .schedules import one_cycle_schedule as one_cycle_schedule
 from .schedules import slanted_triangular_schedule as slanted_triangular_schedule
 from .schedules import warmup_stable_decay_schedule as warmup_stable_decay_schedule
+from .snapshots import EnsemblePrediction as EnsemblePrediction
+from .snapshots import SnapshotAtCycleEndsState as SnapshotAtCycleEndsState
+from .snapshots import Snapshots as Snapshots
+from .snapshots import average_snapshots as average_snapshots
+from .snapshots import ensemble_predict as ensemble_predict
+from .snapshots import get_snapshots as get_snapshots
+from .snapshots import refresh_batch_stats as refresh_batch_stats
+from .snapshots import snapshot_at_cycle_ends as snapshot_at_cycle_ends
 from .sweep import sweep as sweep
 
 __version__ = _version("optax-lr")

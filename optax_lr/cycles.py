@@ -193,6 +193,15 @@ class Cycles:
         if not self.growth.is_integer():
             self._starts()
 
+    @classmethod
+    def of(cls, name: str, cycles: "Cycles | ScalarLike") -> "Cycles":
+        """The cycles that an argument stands for: itself, or cycles of that many steps without an end.
+
+        Raises:
+          ValueError: `cycles` is neither a `Cycles` nor a whole number of steps of at least 1.
+        """
+        return cycles if isinstance(cycles, cls) else cls(checks.steps(name, cycles, whole=True))
+
     def tree_flatten(self) -> tuple[tuple[Any, Any], float]:
         return (self.first, self.limit), self.growth
 

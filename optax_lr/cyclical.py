@@ -143,7 +143,7 @@ def sgdr_schedule(
     end = checks.number("end_value", end_value, minimum=0)
     checks.not_below("peak_value", peak, "end_value", end)
     log_decay = log(checks.number("peak_decay", peak_decay, above=0, maximum=1))
-    rounds = cycles if isinstance(cycles, Cycles) else Cycles(checks.steps("cycles", cycles, whole=True))
+    rounds = Cycles.of("cycles", cycles)
     warmup = checks.steps("warmup_steps", warmup_steps, minimum=0, whole=True)
     if not (checks.is_traced(warmup) or checks.is_traced(rounds.first)) and warmup >= rounds.first:
         raise ValueError(

@@ -27,7 +27,7 @@ class TransformationCase:
     makes the transformation; without it the factory is called with the arguments by name. An inner
     optimizer in it keeps its floats in float32, so that one law serves all. `extra` are the extra arguments
     that an update needs, each stacked over the `STEPS` updates of a run. `bad` lists, for each argument,
-    values to be refused.
+    values to be refused. `keeps_params` says that the state holds parameters, in their own dtype.
     """
 
     factory: str
@@ -35,6 +35,7 @@ class TransformationCase:
     bad: Mapping[str, tuple[Any, ...]]
     build: Callable[..., optax.GradientTransformationExtraArgs] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    keeps_params: bool = False
     variant: str = ""
 
     @property
@@ -129,6 +130,14 @@ def momentum() -> optax.GradientTransformation:
         return jax.tree.map(lambda new, old: new.astype(old.dtype), moved, updates), state
 
     return optax.GradientTransformation(trace.init, update)
+
+
+def _snapshots(olr, first, burn_in, learning_rate, max_snapshots=2):
+    """Snapshots after a rate, so that there is a value to differentiate by."""
+    return optax.chain(
+        olr.scale_by_learning_rate(learning_rate),
+        olr.snapshot_at_cycle_ends(olr.Cycles(first, growth=2), max_snapshots, burn_in=burn_in),
+    )
 
 
 TRANSFORMATIONS = (
@@ -267,5 +276,16 @@ TRANSFORMATIONS = (
             starts={"second": start},
         ),
         bad={"multiplier": (-1.0, NAN), "start": (-1, NAN), "learning_rate": (INF,)},
+    ),
+    TransformationCase(
+        "snapshot_at_cycle_ends",
+        {"first": (1, (1, 2)), "burn_in": (0, (0, 1)), "learning_rate": (0.1, (0.0, 2.0))},
+        build=_snapshots,
+        bad={
+            "first": (0, 2.5, NAN, None),
+            "max_snapshots": (0, 1.5, NAN, "many"),
+            "burn_in": (-1, 0.5, INF),
+        },
+        keeps_params=True,
     ),
 )

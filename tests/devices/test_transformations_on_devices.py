@@ -18,17 +18,16 @@ def mesh():
 
 
 def on(mesh, tree):
-    """Everything on all eight devices, matrices split by their first dimension."""
-    return jax.tree.map(
-        lambda leaf: (
-            jax.device_put(
-                leaf, NamedSharding(mesh, PartitionSpec("devices" if jnp.ndim(leaf) == 2 else None))
-            )
-            if jnp.ndim(leaf)
-            else jax.device_put(leaf, NamedSharding(mesh, PartitionSpec()))
-        ),
-        tree,
-    )
+    """Everything on all eight devices, matrices split by their first dimension; what is there stays as it is."""
+
+    def put(leaf):
+        if len(leaf.sharding.device_set) == 8:
+            return leaf
+        return jax.device_put(
+            leaf, NamedSharding(mesh, PartitionSpec("devices") if leaf.ndim == 2 else PartitionSpec())
+        )
+
+    return jax.tree.map(put, tree)
 
 
 def eight_rows(tree):
