@@ -13,8 +13,7 @@ from .types import PyTree
 
 def read_batches(batches: PyTree | Iterable[PyTree], count: int, needed: int | None) -> PyTree:
     """Batches as host arrays with leading axis [batches]; of an iterable, at most `count` are read."""
-    leaves = jax.tree.leaves(batches, is_leaf=_yields)
-    if not isinstance(batches, list) and leaves and all(hasattr(leaf, "shape") for leaf in leaves):
+    if is_stacked(batches):
         stacked = jax.tree.map(np.asarray, batches)
     elif isinstance(batches, Iterable):
         each = [jax.tree.map(np.asarray, batch) for batch in itertools.islice(batches, count)]
@@ -25,6 +24,12 @@ def read_batches(batches: PyTree | Iterable[PyTree], count: int, needed: int | N
     if needed is not None and found < needed:
         raise ValueError(f"num_steps={needed} needs as many batches, got {found}.")
     return stacked
+
+
+def is_stacked(batches: PyTree | Iterable[PyTree]) -> bool:
+    """Whether batches are arrays with a leading axis; a list, a generator or a loader holds them one by one."""
+    leaves = jax.tree.leaves(batches, is_leaf=_yields)
+    return not isinstance(batches, list) and bool(leaves) and all(hasattr(leaf, "shape") for leaf in leaves)
 
 
 def _yields(node: Any) -> bool:

@@ -5,6 +5,7 @@ Nothing that is passed in is changed: training runs on copies.
 
 import dataclasses
 import functools
+import os
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Literal
@@ -12,6 +13,7 @@ from typing import Any, Literal
 import jax
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array, ScalarLike
 
 from . import checks, suggest
@@ -55,6 +57,8 @@ def lr_find(
     eval_fn: Callable[..., Any] | None = None,
     opt_state: optax.OptState | None = None,
     lanes_at_once: int | Literal["auto"] = "auto",
+    mesh: Mesh | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> Suggestion:
     """Find a learning rate by training copies of a model at many rates.
 
@@ -104,6 +108,8 @@ def lr_find(
       opt_state: the optimizer's state to start from, as `optimizer(rate).init(params)` or
         `optimizer(schedule).init(params)` makes it.
       lanes_at_once: how many lanes ride in one `vmap`; see `sweep`.
+      mesh: the devices that lanes are split over, on all hosts; all of them by default; see `sweep`.
+      checkpoint: a directory; called again after it was killed, the search goes on from there, to the same bits.
 
     Returns:
       A `Suggestion`: `.learning_rate`, `.low`, `.high`, `.reason`, `.curve`, `.plot()`; printed, a table.
@@ -159,7 +165,13 @@ def lr_find(
         key=key,
     )
     stage = functools.partial(
-        build_stage, problem, stop_factor=stop_factor, lanes_at_once=lanes_at_once, progress=progress
+        build_stage,
+        problem,
+        stop_factor=stop_factor,
+        lanes_at_once=lanes_at_once,
+        mesh=mesh,
+        checkpoint=checkpoint,
+        progress=progress,
     )
     evals = sorted({-(-steps // 4), -(-steps // 2), steps})
     curve = _search(stage(steps, evals), low, high, seeds or QUICK_SEEDS)
@@ -194,12 +206,14 @@ def lr_sweep(
     eval_fn: Callable[..., Any] | None = None,
     opt_state: optax.OptState | None = None,
     lanes_at_once: int | Literal["auto"] = "auto",
+    mesh: Mesh | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> LRCurve:
     """Train copies of a model at the given learning rates, or lanes of more hyperparameters; return their losses.
 
     Args:
       loss_fn, params, optimizer, batches, eval_batch, key, stop_factor, progress, with_key, model_state, has_aux,
-        eval_fn, opt_state, lanes_at_once: as in `lr_find`.
+        eval_fn, opt_state, lanes_at_once, mesh, checkpoint: as in `lr_find`.
       learning_rates: the rates, positive and increasing; [lanes].
       lanes: in place of `learning_rates`, hyperparameters by name, `learning_rate` among them, each [lanes], as
         `grid` makes them; the optimizer is called with these names. Rates need not increase where others vary.
@@ -256,6 +270,8 @@ def lr_sweep(
         schedule,
         stop_factor=stop_factor,
         lanes_at_once=lanes_at_once,
+        mesh=mesh,
+        checkpoint=checkpoint,
         progress=progress,
     )
     curve, _ = stage.run(wanted, seeds, "sweep")

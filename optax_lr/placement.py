@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -63,10 +62,13 @@ class Place(NamedTuple):
         return np.concatenate(list(values), axis=1)[:, :num_lanes]
 
     def put(self, tree: PyTree, *, split: bool = False) -> PyTree:
-        """A tree on the devices: the same on all of them, or its leading axis of lanes split over them."""
+        """A tree on the mesh: the same on all devices, or its leading axis of lanes split over them.
+
+        Where there is no mesh it stays as it is: a compiled call takes NumPy arrays, and slicing them costs less.
+        """
         mesh = self.layout.mesh
         if mesh is None:
-            return jax.tree.map(jnp.asarray, tree)
+            return tree
         sharding = NamedSharding(mesh, PartitionSpec(mesh.axis_names) if split else PartitionSpec())
         across = jax.process_count() > 1
         return jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf) if across else leaf, sharding), tree)

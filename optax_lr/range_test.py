@@ -1,5 +1,6 @@
 """The range test: a loss, parameters, an optimizer and batches to the curve of one ramp of the learning rate."""
 
+import os
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal
 
@@ -7,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from . import checks, curves
@@ -43,6 +45,8 @@ def lr_range_test(
     eval_fn: Callable[..., Any] | None = None,
     opt_state: optax.OptState | None = None,
     lanes_at_once: int | Literal["auto"] = "auto",
+    mesh: Mesh | None = None,
+    checkpoint: str | os.PathLike | None = None,
 ) -> LRCurve:
     """The classic range test: one run whose rate rises at every step, until its loss does.
 
@@ -57,7 +61,7 @@ def lr_range_test(
 
     Args:
       loss_fn, params, optimizer, batches, key, progress, with_key, model_state, has_aux, eval_fn, opt_state,
-        lanes_at_once: as in `lr_find`. Batches that run out are gone through again.
+        lanes_at_once, mesh, checkpoint: as in `lr_find`. Batches that run out are gone through again.
       min_learning_rate, max_learning_rate: the ends of the ramp, both trained with.
       num_steps: how many steps the ramp has, at least 2.
       shape: "exponential" or "linear".
@@ -129,6 +133,7 @@ def lr_range_test(
         eval_steps=[] if eval_batch is None else range(1, points + 1),
         stop_factor=NEVER,
         lanes_at_once=lanes_at_once,
+        mesh=mesh,
     )
     result = engine.run(
         {"run": problem.starts, "step": jnp.zeros(seeds if problem.drawn else (), jnp.int32)},
@@ -138,6 +143,8 @@ def lr_range_test(
         key=problem.key,
         carry_per_seed=problem.drawn,
         eval_batch=eval_batch,
+        stream=problem.stream,
+        checkpoint=checkpoint,
         progress=progress,
         description="range test",
     )

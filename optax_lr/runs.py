@@ -1,16 +1,20 @@
 """Runs: a problem and lanes to the curve of their losses, and what is said where no lane survives."""
 
 import functools
+import os
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 from jaxtyping import ScalarLike
 
 from . import checks
 from .batches import batch_orders
+from .checkpoints import digest
 from .results import LRCurve
 from .sweep import Engine
 from .training import Problem
@@ -22,12 +26,16 @@ class Stage(NamedTuple):
 
     problem: Problem
     engine: Engine
+    checkpoint: str | os.PathLike | None
     progress: bool
 
     def run(
         self, lanes: Mapping[str, np.ndarray], seeds: int, description: str, *, return_carries: bool = False
     ) -> tuple[LRCurve, PyTree]:
         """Train the lanes; the curve, and the final carries where asked."""
+        # The sweeps of a search are told apart by what they are for and by their lanes.
+        name = f"{description.replace(' ', '-')}-{digest(dict(lanes))}"
+        folder = None if self.checkpoint is None else Path(self.checkpoint) / name
         result = self.engine.run(
             jax.tree.map(lambda leaf: leaf[:seeds], self.problem.starts)
             if self.problem.drawn
@@ -42,6 +50,8 @@ class Stage(NamedTuple):
             carry_per_seed=self.problem.drawn,
             eval_batch=self.problem.eval_batch,
             return_carries=return_carries,
+            stream=self.problem.stream,
+            checkpoint=folder,
             progress=self.progress,
             description=description,
         )
@@ -73,6 +83,8 @@ def build_stage(
     *,
     stop_factor: ScalarLike,
     lanes_at_once: int | Literal["auto"],
+    mesh: Mesh | None,
+    checkpoint: str | os.PathLike | None,
     progress: bool,
 ) -> Stage:
     """Runs of `num_steps` under a schedule, or at constant rates."""
@@ -84,8 +96,9 @@ def build_stage(
         eval_steps=eval_steps,
         stop_factor=stop_factor,
         lanes_at_once=lanes_at_once,
+        mesh=mesh,
     )
-    return Stage(problem, engine, progress)
+    return Stage(problem, engine, checkpoint, progress)
 
 
 def refuse_if_all_diverged(curve: LRCurve, problem: Problem, num_steps: int) -> None:

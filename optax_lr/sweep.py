@@ -11,7 +11,6 @@ time, since XLA's CPU backend runs a convolution inside a loop many times slower
 
 import itertools
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, NamedTuple
@@ -23,10 +22,11 @@ from jax.sharding import Mesh
 from jaxtyping import Array, ScalarLike
 
 from . import checks
-from .batches import batch_orders, leading_axis, read_batches
+from .batches import batch_orders, is_stacked, leading_axis, read_batches
 from .checkpoints import Store, digest, digest_of_program, kept_chunk
 from .lanes import Form, Layout, Programs, Run, StepFn, inspect, programs
 from .placement import Place, choose
+from .progress import Bar
 from .results import SweepResult
 from .types import Metrics, PyTree
 
@@ -133,7 +133,7 @@ def sweep(
         key=key,
         carry_per_seed=carry_per_seed,
         per_seed=per_seed,
-        stream=not (per_seed or data is batches),
+        stream=not (per_seed or is_stacked(batches)),
         eval_batch=eval_batch,
         return_carries=return_carries,
         checkpoint=checkpoint,
@@ -163,7 +163,7 @@ class _Work(NamedTuple):
     eval_data: PyTree
     carry_per_seed: bool
     store: Store
-    bar: "_Bar"
+    bar: Bar
 
 
 class Engine:
@@ -191,6 +191,7 @@ class Engine:
         self._mesh = mesh
         self._step, self._init, self._evaluate = step, init, evaluate if self.eval_steps else None
         self._made: dict[tuple[Layout, tuple[str, ...], str], Programs] = {}
+        self._forms: dict[Any, Form] = {}
 
     def run(
         self,
@@ -222,14 +223,13 @@ class Engine:
             keys=np.asarray(jax.random.key_data(jax.random.split(root, num_seeds))),
         )
         start = _take(carry, 0) if carry_per_seed else carry
-        form = inspect(
-            self._step,
-            self._init,
-            self._evaluate,
-            start,
-            _take(feed.lanes, 0),
-            _take(one_seed, 0),
-            _take(eval_batch, 0) if per_seed else eval_batch,
+        form = self._form(
+            (
+                start,
+                _take(feed.lanes, 0),
+                _take(one_seed, 0),
+                _take(eval_batch, 0) if per_seed else eval_batch,
+            ),
             str(jax.random.key_impl(root)),
         )
 
@@ -249,6 +249,8 @@ class Engine:
             convolves="conv_general_dilated" in form.program,
             bytes_of=bytes_of,
         )
+        if carry_per_seed and not place.layout.batched and place.devices == 1:
+            feed = feed._replace(carry=jax.tree.map(_on_host, carry))
         if not carry_per_seed and place.layout.batched:
             feed = feed._replace(
                 carry=jax.tree.map(lambda x: jnp.broadcast_to(x, (num_seeds, *x.shape)), carry)
@@ -269,11 +271,11 @@ class Engine:
             place=place,
             made=self._programs(place.layout, form),
             feed=feed,
-            data=None if stream and place.layout.batched else place.put(batches),
-            eval_data=place.put(eval_batch),
+            data=None if stream and place.layout.batched else place.put(jax.tree.map(jnp.asarray, batches)),
+            eval_data=place.put(jax.tree.map(jnp.asarray, eval_batch)),
             carry_per_seed=carry_per_seed or place.layout.batched,
             store=store,
-            bar=_Bar(description, place, store, num_seeds * num_lanes, self.num_steps, progress),
+            bar=Bar(description, place, store, num_seeds * num_lanes, self.num_steps, progress),
         )
         with ThreadPoolExecutor(place.workers) as pool, work.bar:
             for _ in pool.map(lambda job: self._job(work, job), range(len(work.jobs))):
@@ -357,6 +359,17 @@ class Engine:
             here, ahead = ahead, send(end, following) if following else ahead
             yield end, *here
 
+    def _form(self, examples: tuple[PyTree, ...], key_impl: str) -> Form:
+        """What the step takes and returns, looked at once for arguments of the same shapes and dtypes."""
+        shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(examples))
+        which = (jax.tree.structure(examples), shapes, key_impl)
+        if which not in self._forms:
+            start, lane, batch, eval_batch = examples
+            self._forms[which] = inspect(
+                self._step, self._init, self._evaluate, start, lane, batch, eval_batch, key_impl
+            )
+        return self._forms[which]
+
     def _programs(self, layout: Layout, form: Form) -> Programs:
         """The programs for a layout, made once."""
         which = (layout, form.metrics, form.key_impl)
@@ -428,43 +441,6 @@ class Engine:
         }
 
 
-class _Bar:
-    """Progress over all lanes, written to from every thread; leaving it early stops the jobs."""
-
-    def __init__(
-        self, description: str, place: Place, store: Store, num_runs: int, num_steps: int, progress: bool
-    ):
-        from tqdm.auto import tqdm
-
-        self._bar = tqdm(
-            total=num_runs * num_steps, desc=description, unit="step", disable=None if progress else True
-        )
-        self._lock, self._stopped = threading.Lock(), threading.Event()
-        self._alive, self._best, self._runs = num_runs, np.inf, num_runs
-        if not self._bar.disable:
-            self._bar.write(place.words)
-            if store.skipped:
-                self._bar.write(f"resumed: {store.skipped} steps skipped, {store.redone} done again")
-        self._bar.update(min(store.skipped, num_runs * num_steps))
-
-    def __enter__(self) -> "_Bar":
-        return self
-
-    def __exit__(self, *_: Any) -> None:
-        self._stopped.set()
-        self._bar.close()
-
-    def report(self, seen: Run, steps: int, *, last: bool) -> None:
-        """Count `steps` of the runs that report, and at their last those that diverged."""
-        if self._stopped.is_set():
-            raise RuntimeError("The sweep was stopped.")
-        with self._lock:
-            self._best = min(self._best, np.min(seen.best))
-            self._alive -= int(np.sum(seen.diverged_at >= 0)) if last else 0
-            self._bar.set_postfix(alive=max(0, self._alive), best=f"{self._best:.4g}", refresh=False)
-            self._bar.update(min(steps * np.size(seen.best), self._bar.total - self._bar.n))
-
-
 def _step_by_step(made: Programs, run: Run, begin: int, end: int, feed: tuple) -> Run:
     """What `train` does, with one dispatch a step."""
     for t in range(begin, end):
@@ -486,6 +462,12 @@ def _restored(run: Run, store: Store, job: int) -> Run:
     history = {name: values[job] for name, values in store.history.items()}
     carry = jax.tree.unflatten(jax.tree.structure(run.carry), store.carries[job])
     return jax.tree.map(placed, run, Run(carry=carry, history=history, **scalars))
+
+
+def _on_host(leaf: Any) -> Any:
+    """An array that is cheap to slice; random keys and what is sharded stay where they are."""
+    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return leaf if is_key or len(getattr(leaf, "devices", list)()) > 1 else np.asarray(leaf)
 
 
 def _take(tree: PyTree, index: Any) -> PyTree:

@@ -15,7 +15,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ScalarLike
 
-from .batches import read_batches, shapes
+from .batches import is_stacked, read_batches, shapes
 from .learning_rate import with_rates_of
 from .types import Metrics, PyTree, Schedule
 
@@ -96,7 +96,7 @@ class Problem(NamedTuple):
         parameters that are `trained`, those that are `kept`, the model's `state`, and the state of the
         `optimizer` where the run has one already.
       static: what is no array in the parameters and in the model's state.
-      batches, eval_batch: the data; `batches` with leading axis [batches].
+      batches, eval_batch: the data; `batches` with leading axis [batches], to `stream` where they came one by one.
       key: where orders and keys come from.
     """
 
@@ -107,6 +107,7 @@ class Problem(NamedTuple):
     drawn: bool
     static: tuple[PyTree, PyTree]
     batches: PyTree
+    stream: bool
     eval_batch: PyTree
     key: Array
 
@@ -234,6 +235,7 @@ def pose(
         for (trained, kept, _), state in zip(parts, states, strict=True)
     ]
     factory = _factory(optimizer, lane, by_name)
+    data = read_batches(batches, read, needed)
     problem = Problem(
         loss=loss,
         optimizer=factory,
@@ -241,7 +243,8 @@ def pose(
         starts=jax.tree.map(lambda *leaves: jnp.stack(leaves), *carries) if drawn else carries[0],
         drawn=drawn,
         static=(static, _static(states[0])),
-        batches=read_batches(batches, read, needed),
+        batches=data,
+        stream=not is_stacked(batches),
         eval_batch=eval_batch,
         key=root,
     )

@@ -338,3 +338,28 @@ def test_no_bar_where_there_is_no_terminal(capfd):
     with warnings.catch_warnings():
         olr.lr_sweep(loss_fn, start(), optax.sgd, BATCHES, learning_rates=[0.1], num_steps=2)
     assert capfd.readouterr().err == ""
+
+
+def test_a_search_that_is_called_again_goes_on_from_its_checkpoint(tmp_path):
+    options = {
+        "eval_batch": VALIDATION,
+        "horizon": 40,
+        "schedule": lambda peak: olr.one_cycle_schedule(peak, 40),
+        "num_steps": 10,
+        "seeds": 2,
+        "progress": False,
+    }
+    plain = olr.lr_find(loss_fn, start(), optax.adam, BATCHES, **options)
+    calls = []
+
+    def counted(params, batch):
+        calls.append(1)
+        return loss_fn(params, batch)
+
+    for _ in range(2):
+        found = olr.lr_find(counted, start(), optax.adam, BATCHES, checkpoint=tmp_path, **options)
+        np.testing.assert_array_equal(found.curve.losses, plain.curve.losses)
+        np.testing.assert_array_equal(found.finalists.losses, plain.finalists.losses)
+        assert found.learning_rate == plain.learning_rate
+    names = {path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir()}
+    assert {"coarse-lanes", "fine-lanes", "finalists"} <= names
