@@ -8,9 +8,10 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int, PyTree, ScalarLike
+from jaxtyping import Array, ArrayLike, Float, Int, ScalarLike
 
 from . import checks
+from .types import PyTree
 
 Mode: TypeAlias = Literal["min", "max"]
 ThresholdMode: TypeAlias = Literal["rel", "abs"]
