@@ -148,7 +148,9 @@ def lr_find(
             "horizon without eval_batch: the training loss overestimates the rate where a model overfits.",
             stacklevel=2,
         )
-    steps = checks.size("num_steps", num_steps or (QUICK_STEPS if schedule is None else COARSE_STEPS))
+    usual = QUICK_STEPS if schedule is None else COARSE_STEPS
+    steps = checks.size("num_steps", usual if num_steps is None else num_steps)
+    runs, full_runs = (QUICK_SEEDS, FINALIST_SEEDS) if seeds is None else (checks.size("seeds", seeds),) * 2
     problem = pose(
         Loss(loss_fn, eval_fn, with_key, model_state is not None, has_aux),
         params,
@@ -161,7 +163,7 @@ def lr_find(
         scheduled=schedule is not None,
         read=max(steps, length if schedule is not None and length else 0),
         needed=num_steps,
-        seeds=checks.size("seeds", seeds or max(QUICK_SEEDS, FINALIST_SEEDS)),
+        seeds=max(runs, full_runs),
         key=key,
     )
     stage = functools.partial(
@@ -174,14 +176,14 @@ def lr_find(
         progress=progress,
     )
     evals = sorted({-(-steps // 4), -(-steps // 2), steps})
-    curve = _search(stage(steps, evals), low, high, seeds or QUICK_SEEDS)
+    curve = _search(stage(steps, evals), low, high, runs)
     quick = suggest.lowest_loss(curve) if length is None else suggest.for_horizon(curve, length)
     quick = dataclasses.replace(quick, rules=suggest.classic(curve))
     if schedule is None or length is None:
         return quick
     ratios = FINALIST_RATIO ** (np.arange(finalists) - (finalists - 1) / 2)
     full = stage(length, [length], schedule)
-    return _finals(full, quick, ratios, seeds or FINALIST_SEEDS, (low / WIDEST, high * WIDEST))
+    return _finals(full, quick, ratios, full_runs, (low / WIDEST, high * WIDEST))
 
 
 def lr_sweep(

@@ -318,6 +318,8 @@ def test_wrong_input_gets_one_sentence(unhooked, changes, kind, sentence):
         ({"schedule": lambda peak: peak}, "schedule needs horizon"),
         ({"horizon": 0}, "horizon must be"),
         ({"finalists": 0}, "finalists must be"),
+        ({"num_steps": 0}, "num_steps must be"),
+        ({"seeds": 0}, "seeds must be"),
     ],
 )
 def test_lr_find_refuses_wrong_input(unhooked, changes, sentence):
