@@ -14,8 +14,8 @@ import optax
 
 import optax_lr as olr
 
-LEAVES, LABELS, SHAPE = 1000, 24, (32, 32)
-ROUNDS, STEPS = 15, 5
+LEAVES, LABELS, SHAPE = 1000, 24, (64, 64)
+ROUNDS, STEPS = 15, 3
 
 
 def adamw(rate: Any, *middle: optax.GradientTransformation) -> optax.GradientTransformation:
