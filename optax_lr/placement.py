@@ -83,11 +83,14 @@ class Place(NamedTuple):
         return jax.device_get(bits)
 
 
+def is_key(leaf: Any) -> bool:
+    """Whether a leaf is an array of typed random keys, which NumPy cannot hold."""
+    return isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+
+
 def key_bits(leaf: Any) -> Any:
     """The bits of a random key; any other leaf as it is."""
-    if isinstance(leaf, jax.Array) and jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        return jax.random.key_data(leaf)
-    return leaf
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
 def choose(

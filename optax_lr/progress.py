@@ -22,7 +22,7 @@ class Bar:
             total=num_runs * num_steps, desc=description, unit="step", disable=None if progress else True
         )
         self._lock, self._stopped = threading.Lock(), threading.Event()
-        self._alive, self._best, self._runs = num_runs, np.inf, num_runs
+        self._alive, self._best = num_runs, np.inf
         if not self._bar.disable:
             self._bar.write(place.words)
             if store.skipped:

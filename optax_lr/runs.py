@@ -127,6 +127,7 @@ def refuse_if_all_diverged(curve: LRCurve, problem: Problem, num_steps: int) -> 
 
 
 def bounds(low: Any, high: Any) -> tuple[float, float]:
+    """The smallest and the largest rate of a search, refused where they are not positive and increasing."""
     lower = checks.concrete("min_learning_rate", low, above=0)
     upper = checks.concrete("max_learning_rate", high, above=0)
     if upper <= lower:

@@ -25,7 +25,7 @@ from . import checks
 from .batches import batch_orders, is_stacked, leading_axis, read_batches
 from .checkpoints import Store, digest, digest_of_program, kept_chunk
 from .lanes import Form, Layout, Programs, Run, StepFn, inspect, programs
-from .placement import Place, choose
+from .placement import Place, choose, is_key
 from .progress import Bar
 from .results import SweepResult
 from .types import Metrics, PyTree
@@ -454,7 +454,7 @@ def _restored(run: Run, store: Store, job: int) -> Run:
     """The state of a job as it was saved, laid out as a fresh run is."""
 
     def placed(like: Array, saved: Any) -> Array:
-        if jax.dtypes.issubdtype(like.dtype, jax.dtypes.prng_key):
+        if is_key(like):
             saved = jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(like))
         return jax.device_put(saved, like.sharding)
 
@@ -466,8 +466,7 @@ def _restored(run: Run, store: Store, job: int) -> Run:
 
 def _on_host(leaf: Any) -> Any:
     """An array that is cheap to slice; random keys and what is sharded stay where they are."""
-    is_key = jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-    return leaf if is_key or len(getattr(leaf, "devices", list)()) > 1 else np.asarray(leaf)
+    return leaf if is_key(leaf) or len(getattr(leaf, "devices", list)()) > 1 else np.asarray(leaf)
 
 
 def _take(tree: PyTree, index: Any) -> PyTree:
