@@ -3,6 +3,7 @@
 python victim.py DIRECTORY LOG RESULT LANES_AT_ONCE
 """
 
+import os
 import sys
 import time
 
@@ -56,8 +57,9 @@ def main():
         checkpoint=None if DIRECTORY == "none" else DIRECTORY,
         progress=False,
     )
+    # Killed while it writes, it must not leave half a result under the name that means "finished".
     np.savez(
-        RESULT,
+        f"{RESULT}.part.npz",
         loss=found.metrics["loss"],
         speed=found.metrics["speed"],
         evals=found.evals["loss"],
@@ -66,6 +68,7 @@ def main():
         skipped=found.skipped_steps,
         redone=found.redone_steps,
     )
+    os.replace(f"{RESULT}.part.npz", RESULT)
 
 
 main()
