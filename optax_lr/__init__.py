@@ -55,6 +55,7 @@ from .learning_rate import scale_by_learning_rate as scale_by_learning_rate
 from .learning_rate import set_learning_rate as set_learning_rate
 from .plateau import reduce_on_plateau as reduce_on_plateau
 from .range_test import lr_range_test as lr_range_test
+from .refind import lr_refind as lr_refind
 from .resilient import rprop as rprop
 from .resilient import scale_by_rprop as scale_by_rprop
 from .results import LRCurve as LRCurve

@@ -164,11 +164,12 @@ class Suggestion:
       learning_rate: the suggested rate; finite and positive.
       low, high: the ends of the interval around it, `low <= learning_rate <= high`.
       reason: one sentence.
-      curve: the curve that it was read from.
+      curve: the curve that it was read from; of runs of several lengths, that of the longest.
       at_edge: whether the best rate lay at the edge of the rates that were tried.
       lane_steps: how many training steps the search executed, over all its stages.
       rules: what the common rules say of the same curve, by name.
       finalists: the curve of the full runs under the real schedule, or None.
+      shorter: the curves of the shorter runs, from which the drift of the best rate was read.
       params, model_state: what the best finalist ended with, or None; not saved.
     """
 
@@ -181,6 +182,7 @@ class Suggestion:
     lane_steps: int = 0
     rules: Mapping[str, float] = dataclasses.field(default_factory=dict)
     finalists: LRCurve | None = None
+    shorter: tuple[LRCurve, ...] = ()
     params: PyTree | None = dataclasses.field(default=None, repr=False)
     model_state: PyTree | None = dataclasses.field(default=None, repr=False)
 
@@ -189,6 +191,8 @@ class Suggestion:
         arrays = {f"curve/{name}": array for name, array in _arrays(self.curve).items()}
         if self.finalists is not None:
             arrays |= {f"finalists/{name}": array for name, array in _arrays(self.finalists).items()}
+        for at, curve in enumerate(self.shorter):
+            arrays |= {f"shorter{at}/{name}": array for name, array in _arrays(curve).items()}
         scalars = {name: np.array(getattr(self, name)) for name in _SCALARS}
         rules = {f"rules/{name}": np.array(rate) for name, rate in self.rules.items()}
         _write(path, arrays | scalars | rules)
@@ -208,6 +212,10 @@ class Suggestion:
                 **{name: file[name].item() for name in _SCALARS},
                 curve=_curve(file, path, "curve/"),
                 finalists=_curve(file, path, "finalists/") if "finalists" in parts else None,
+                shorter=tuple(
+                    _curve(file, path, f"shorter{at}/")
+                    for at in range(sum(part.startswith("shorter") for part in parts))
+                ),
                 rules={name: rate.item() for name, rate in _below(file, "rules/").items()},
             )
 
@@ -223,7 +231,8 @@ class Suggestion:
         return plots.png(self.plot())
 
     def __str__(self) -> str:
-        diverged = f"{int((~self.curve.stable).sum())} of {len(self.curve.learning_rates)}"
+        stable = np.concatenate([curve.stable for curve in (*self.shorter, self.curve)])
+        diverged = f"{int((~stable).sum())} of {len(stable)}"
         rows = [
             ("learning rate", f"{self.learning_rate:.3g}"),
             ("interval", f"{self.low:.3g} to {self.high:.3g}"),
