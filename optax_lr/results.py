@@ -1,4 +1,4 @@
-"""What a finder hands over: the curve of a sweep, and the rate that was suggested from it."""
+"""What a finder hands over: the curve of a sweep, the rate suggested from it, and verdicts on its histories."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -237,6 +237,69 @@ class Suggestion:
         return "\n".join([*(f"{name:<{width}}  {value}".rstrip() for name, value in rows), self.reason])
 
 
+# By kind of verdict: what its measure says, and what to do.
+_VERDICTS = {
+    "diverged": ("it blew up {:.0%} into the run", "lower the learning rate, tenfold to begin with"),
+    "overfitting": (
+        "validation gave back {:.0%} of its range",
+        "stop where the validation loss was lowest, or regularize",
+    ),
+    "too high": ("rises undid {:.0%} of the falls", "lower the learning rate, threefold, or warm it up"),
+    "too low": ("{:.0%} of its fall came late", "raise the learning rate, threefold to tenfold"),
+    "plateaued": ("{:.0%} of its fall came late", "stop, or lower the learning rate to get lower"),
+    "healthy": ("{:.0%} of its fall came late", "keep the learning rate"),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Verdict:
+    """What histories of losses say of their learning rates, lane by lane; `diagnose` makes it.
+
+    Attributes:
+      kind: "diverged", "overfitting", "too high", "too low", "plateaued" or "healthy"; [*lanes].
+      measure: the share that the kind rests on, as `diagnose` defines it for each; NaN where the kind is "too low"
+        because nothing fell; [*lanes].
+
+    >>> verdict = Verdict(np.array(["healthy", "too low"]), np.array([0.04, np.nan]))
+    >>> verdict.kind == "healthy"
+    array([ True, False])
+    >>> print(verdict[1])
+    too low: no fall stands out of the noise; raise the learning rate, threefold to tenfold.
+    """
+
+    kind: Shaped[np.ndarray, "*lanes"]
+    measure: Float[np.ndarray, "*lanes"]
+
+    @property
+    def reason(self) -> np.ndarray:
+        """What each verdict rests on, in words; [*lanes]."""
+        return self._words(_basis)
+
+    @property
+    def advice(self) -> np.ndarray:
+        """What to do about each lane, in words; [*lanes]."""
+        return self._words(lambda kind, measure: _VERDICTS[kind][1])
+
+    def __getitem__(self, lanes: Any) -> "Verdict":
+        """The verdicts of some lanes, as NumPy takes them."""
+        return Verdict(np.asarray(self.kind[lanes]), np.asarray(self.measure[lanes]))
+
+    def __str__(self) -> str:
+        if not self.kind.ndim:
+            return f"{self.kind}: {self.reason}; {self.advice}."
+        rows = [("lane", "verdict", "because", "what to do")]
+        for lane in np.ndindex(self.kind.shape):
+            rows.append((", ".join(map(str, lane)), self.kind[lane], self.reason[lane], self.advice[lane]))
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        )
+
+    def _words(self, words: Callable[[str, float], str]) -> np.ndarray:
+        each = zip(self.kind.ravel().tolist(), self.measure.ravel().tolist(), strict=True)
+        return np.array([words(*verdict) for verdict in each], np.str_).reshape(self.kind.shape)
+
+
 _FIELDS = ("learning_rates", "losses", "eval_losses", "eval_steps", "diverged_at", "placement")
 _NAMED = ("metrics", "eval_metrics", "hyperparameters")
 _SCALARS = ("learning_rate", "low", "high", "reason", "at_edge", "lane_steps")
@@ -270,6 +333,11 @@ def _agreement(curve: LRCurve) -> dict[str, Any]:
         "validation metrics": sorted(curve.eval_metrics),
         "hyperparameters": sorted(curve.lanes),
     }
+
+
+def _basis(kind: str, measure: float) -> str:
+    nothing = kind == "too low" and np.isnan(measure)
+    return "no fall stands out of the noise" if nothing else _VERDICTS[kind][0].format(measure)
 
 
 def _npz(path: str | Path) -> Path:

@@ -1,0 +1,234 @@
+"""Verdicts on real runs that were made to be what they are, as a confusion table.
+
+Every problem is trained at rates a factor of two apart. From these runs come the kinds, by construction:
+
+- healthy: the rate of the lowest validation loss;
+- too low: that rate over 128, 256 and 512;
+- too high: the highest rate that does not diverge, of those that end with a clearly higher training loss than the
+  same run at a quarter of the rate;
+- diverged: the lowest rate from which on all diverge, times 1, 2 and 4;
+- plateaued: the best rate, cut to a ten-thousandth long before the end;
+- overfitting: few training samples, some with a wrong label, long training, and a validation loss that ends
+  clearly above its lowest.
+
+The thresholds of `diagnose` were chosen while looking at the problems of `SEEN`; the table is of the `HELD_OUT`
+ones, which differ in data and in architecture.
+"""
+
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from sklearn import datasets
+
+import optax_lr as olr
+
+KINDS = ("diverged", "too high", "too low", "plateaued", "overfitting", "healthy")
+SEEDS, EVALS = 3, 20
+RATES = 2.0 ** np.arange(-20, 10)
+OPTIMIZERS: dict[str, Callable] = {
+    "SGD": optax.sgd,
+    "momentum": lambda rate: optax.sgd(rate, 0.9),
+    "Adam": optax.adam,
+}
+
+
+class Problem(NamedTuple):
+    """Data, a model of it and how it is trained; the epochs end before the best rate has converged."""
+
+    name: str
+    model: str
+    batch: int = 32
+    epochs: int = 8
+    few: int = 40
+    squared: bool = False
+
+
+class Run(NamedTuple):
+    """One run and what it was made to be."""
+
+    kind: str
+    name: str
+    losses: np.ndarray
+    eval_losses: np.ndarray
+
+
+SEEN = [
+    Problem("digits", "linear", few=100),
+    Problem("digits", "mlp", few=100),
+    Problem("diabetes", "linear", batch=16, epochs=3, few=20, squared=True),
+    Problem("diabetes", "mlp", batch=16, epochs=3, squared=True),
+]
+HELD_OUT = [
+    Problem("breast_cancer", "linear", batch=16, epochs=3, squared=True),
+    Problem("breast_cancer", "mlp", batch=16),
+    Problem("wine", "mlp", batch=16, few=30),
+    Problem("digits", "convolution", few=100),
+    Problem("digits", "recurrent", few=100),
+]
+
+
+def load(problem: Problem) -> tuple[Any, Any, int]:
+    """Training and validation data, every feature (every target) at mean 0 and deviation 1, and the classes."""
+    found = getattr(datasets, f"load_{problem.name}")()
+    x, y = found.data.astype(np.float32), found.target
+    x = (x - x.mean(0)) / (x.std(0) + 1e-6) if problem.name != "digits" else x / 16
+    classes = 0 if problem.squared else len(np.unique(y))
+    y = y if classes else ((y - y.mean()) / y.std()).astype(np.float32)
+    order = np.random.default_rng(0).permutation(len(x))
+    third = len(x) // 3
+    return (x[order[third:]], y[order[third:]]), (x[order[:third]], y[order[:third]]), classes
+
+
+def dense(key: Any, inputs: int, outputs: int, gain: float = 1.0) -> dict[str, Any]:
+    weights = jax.random.normal(key, (inputs, outputs)) * (gain / inputs) ** 0.5
+    return {"w": weights, "b": jnp.zeros(outputs)}
+
+
+def model(kind: str, features: int, outputs: int) -> tuple[Callable, Callable]:
+    """`init(key)` and `apply(params, x)` of a small network."""
+
+    def init(key: Any) -> dict[str, Any]:
+        one, two = jax.random.split(key)
+        match kind:
+            case "linear":
+                return {"out": dense(one, features, outputs)}
+            case "mlp":
+                return {"hidden": dense(one, features, 32, 2.0), "out": dense(two, 32, outputs)}
+            case "convolution":
+                kernel = jax.random.normal(one, (3, 3, 1, 8)) * (2 / 9) ** 0.5
+                return {"kernel": kernel, "out": dense(two, 9 * 8, outputs)}
+            case _:
+                return {"cell": dense(one, 8 + 24, 24), "out": dense(two, 24, outputs)}
+
+    def apply(params: Any, x: Any) -> Any:
+        match kind:
+            case "linear":
+                last = x
+            case "mlp":
+                last = jax.nn.relu(x @ params["hidden"]["w"] + params["hidden"]["b"])
+            case "convolution":
+                images = x.reshape(-1, 8, 8, 1)
+                maps = jax.lax.conv_general_dilated(
+                    images, params["kernel"], (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
+                )
+                last = jax.nn.relu(maps).reshape(len(x), -1)
+            case _:
+                last = jnp.zeros((len(x), 24))
+                for row in jnp.moveaxis(x.reshape(-1, 8, 8), 1, 0):
+                    both = jnp.concatenate([last, row], axis=-1)
+                    last = jnp.tanh(both @ params["cell"]["w"] + params["cell"]["b"])
+        return last @ params["out"]["w"] + params["out"]["b"]
+
+    return init, apply
+
+
+def batches_of(data: Any, size: int, steps: int) -> Any:
+    """Shuffled batches, epoch after epoch: [steps, batch, ...]."""
+    x, y = data
+    draw, each = np.random.default_rng(1), max(1, len(x) // size)
+    passes = -(-steps // each)
+    order = np.concatenate([draw.permutation(len(x))[: each * size] for _ in range(passes)])
+    order = order.reshape(passes * each, -1)[:steps]
+    return x[order], y[order]
+
+
+def spoiled(data: Any, few: int, classes: int) -> Any:
+    """The first few samples, a fifth of them with a random label."""
+    x, y = data[0][:few], data[1][:few].copy()
+    if classes:
+        y[: few // 5] = np.random.default_rng(2).integers(classes, size=few // 5)
+    return x, y
+
+
+def ends(curve: olr.LRCurve) -> np.ndarray:
+    """Training loss over the last quarter, [seeds, lanes]; infinite where a run diverged."""
+    last = curve.losses[..., -(curve.losses.shape[-1] // 4) :].mean(-1)
+    return np.where(np.isfinite(last), last, np.inf)
+
+
+def runs_of(problem: Problem, optimizer: str) -> list[Run]:
+    """All runs of one problem under one optimizer, of every kind that it can be made to be."""
+    train, valid, classes = load(problem)
+    init, apply = model(problem.model, train[0].shape[1], classes or 1)
+
+    def loss_fn(params: Any, batch: Any) -> Any:
+        x, y = batch
+        found = apply(params, x)
+        if classes:
+            return optax.softmax_cross_entropy_with_integer_labels(found, y).mean()
+        return jnp.mean((found[:, 0] - y) ** 2)
+
+    def sweep(data: Any, steps: int, rates: np.ndarray, **options: Any) -> olr.LRCurve:
+        return olr.lr_sweep(
+            loss_fn,
+            init,
+            OPTIMIZERS[optimizer],
+            batches_of(data, min(problem.batch, len(data[0])), steps),
+            learning_rates=rates,
+            eval_batch=valid,
+            eval_every=max(1, steps // EVALS),
+            seeds=SEEDS,
+            progress=False,
+            **options,
+        )
+
+    runs: list[Run] = []
+
+    def add(kind: str, curve: olr.LRCurve, seed: int, lane: int) -> None:
+        name = f"{problem.name}, {problem.model}, {optimizer}, {curve.learning_rates[lane]:.2g}"
+        assert curve.eval_losses is not None
+        runs.append(Run(kind, name, curve.losses[seed, lane], curve.eval_losses[seed, lane]))
+
+    steps = problem.epochs * (len(train[0]) // problem.batch)
+    curve = sweep(train, steps, RATES)
+    assert curve.eval_losses is not None
+    best = int(np.nanargmin(np.where(curve.stable, curve.eval_losses[..., -1].mean(0), np.inf)))
+    final = ends(curve)
+    for seed in range(SEEDS):
+        add("healthy", curve, seed, best)
+        add("too low", curve, seed, best - 7 - seed)
+        edge = int(np.flatnonzero(curve.diverged_at[seed] < 0).max()) + 1
+        high = [lane for lane in range(best + 1, edge) if final[seed, lane] > 1.3 * final[seed, lane - 2]]
+        if high and np.isfinite(final[seed, high[-1]]):
+            add("too high", curve, seed, high[-1])
+        if edge + seed < len(RATES):
+            add("diverged", curve, seed, edge + seed)
+
+    def step_down(rate: Any) -> Callable:
+        return lambda step: jnp.where(step < steps, rate, rate / 10_000)
+
+    only = RATES[best : best + 1]
+    # Least squares without a hidden layer converges by itself.
+    converges = problem.squared and problem.model == "linear"
+    flat = sweep(train, 4 * steps, only, schedule=None if converges else step_down)
+    long = sweep(spoiled(train, problem.few, classes), 4 * steps, only)
+    assert long.eval_losses is not None
+    for seed in range(SEEDS):
+        add("plateaued", flat, seed, 0)
+        valid_losses = long.eval_losses[seed, 0]
+        if valid_losses[-1] > 1.1 * valid_losses.min():
+            add("overfitting", long, seed, 0)
+    return runs
+
+
+def main() -> None:
+    import pickle, sys
+    start = time.perf_counter()
+    for name, problems in {"seen": SEEN, "held": HELD_OUT}.items():
+        runs = []
+        for problem in problems:
+            for optimizer in OPTIMIZERS:
+                t = time.perf_counter()
+                runs += runs_of(problem, optimizer)
+                print(problem.name, problem.model, optimizer, round(time.perf_counter() - t, 1), flush=True)
+        pickle.dump(runs, open(f"/tmp/pw/{name}.pkl", "wb"))
+        print(name, {k: sum(r.kind == k for r in runs) for k in KINDS}, time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()
