@@ -15,6 +15,7 @@ The thresholds of `diagnose` were chosen while looking at the problems of `SEEN`
 ones, which differ in data and in architecture.
 """
 
+import argparse
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -62,13 +63,18 @@ SEEN = [
     Problem("digits", "mlp", few=100),
     Problem("diabetes", "linear", batch=16, epochs=3, few=20, squared=True),
     Problem("diabetes", "mlp", batch=16, epochs=3, squared=True),
-]
-HELD_OUT = [
     Problem("breast_cancer", "linear", batch=16, epochs=3, squared=True),
-    Problem("breast_cancer", "mlp", batch=16),
-    Problem("wine", "mlp", batch=16, few=30),
+    Problem("breast_cancer", "mlp", batch=16, epochs=3),
+    Problem("wine", "mlp", batch=16, epochs=5, few=30),
     Problem("digits", "convolution", few=100),
     Problem("digits", "recurrent", few=100),
+]
+HELD_OUT = [
+    Problem("iris", "mlp", batch=16, epochs=5, few=30),
+    Problem("wine", "linear", batch=16, epochs=5, few=30),
+    Problem("digits", "deep", few=100),
+    Problem("digits", "autoencoder", few=40, squared=True),
+    Problem("diabetes", "deep", batch=16, epochs=5, squared=True),
 ]
 
 
@@ -78,7 +84,8 @@ def load(problem: Problem) -> tuple[Any, Any, int]:
     x, y = found.data.astype(np.float32), found.target
     x = (x - x.mean(0)) / (x.std(0) + 1e-6) if problem.name != "digits" else x / 16
     classes = 0 if problem.squared else len(np.unique(y))
-    y = y if classes else ((y - y.mean()) / y.std()).astype(np.float32)
+    if not classes:
+        y = x if problem.model == "autoencoder" else ((y - y.mean()) / y.std()).astype(np.float32)[:, None]
     order = np.random.default_rng(0).permutation(len(x))
     third = len(x) // 3
     return (x[order[third:]], y[order[third:]]), (x[order[:third]], y[order[:third]]), classes
@@ -102,6 +109,13 @@ def model(kind: str, features: int, outputs: int) -> tuple[Callable, Callable]:
             case "convolution":
                 kernel = jax.random.normal(one, (3, 3, 1, 8)) * (2 / 9) ** 0.5
                 return {"kernel": kernel, "out": dense(two, 9 * 8, outputs)}
+            case "deep":
+                sizes = [features, 32, 32, 32]
+                keys = jax.random.split(one, 3)
+                layers = [dense(*each) for each in zip(keys, sizes[:-1], sizes[1:], strict=True)]
+                return {"layers": layers, "out": dense(two, 32, outputs)}
+            case "autoencoder":
+                return {"code": dense(one, features, 16), "out": dense(two, 16, outputs)}
             case _:
                 return {"cell": dense(one, 8 + 24, 24), "out": dense(two, 24, outputs)}
 
@@ -117,6 +131,12 @@ def model(kind: str, features: int, outputs: int) -> tuple[Callable, Callable]:
                     images, params["kernel"], (2, 2), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
                 )
                 last = jax.nn.relu(maps).reshape(len(x), -1)
+            case "deep":
+                last = x
+                for layer in params["layers"]:
+                    last = jnp.tanh(last @ layer["w"] + layer["b"])
+            case "autoencoder":
+                last = jnp.tanh(x @ params["code"]["w"] + params["code"]["b"])
             case _:
                 last = jnp.zeros((len(x), 24))
                 for row in jnp.moveaxis(x.reshape(-1, 8, 8), 1, 0):
@@ -154,14 +174,14 @@ def ends(curve: olr.LRCurve) -> np.ndarray:
 def runs_of(problem: Problem, optimizer: str) -> list[Run]:
     """All runs of one problem under one optimizer, of every kind that it can be made to be."""
     train, valid, classes = load(problem)
-    init, apply = model(problem.model, train[0].shape[1], classes or 1)
+    init, apply = model(problem.model, train[0].shape[1], classes or train[1].shape[1])
 
     def loss_fn(params: Any, batch: Any) -> Any:
         x, y = batch
         found = apply(params, x)
         if classes:
             return optax.softmax_cross_entropy_with_integer_labels(found, y).mean()
-        return jnp.mean((found[:, 0] - y) ** 2)
+        return jnp.mean((found - y) ** 2)
 
     def sweep(data: Any, steps: int, rates: np.ndarray, **options: Any) -> olr.LRCurve:
         return olr.lr_sweep(
@@ -216,18 +236,40 @@ def runs_of(problem: Problem, optimizer: str) -> list[Run]:
     return runs
 
 
+def confusion(runs: list[Run], *, with_evals: bool) -> str:
+    """A row for what runs were made to be, a column for what was said of them, in Markdown."""
+    said = [str(olr.diagnose(run.losses, run.eval_losses if with_evals else None).kind) for run in runs]
+    kinds = [kind for kind in KINDS if with_evals or kind != "overfitting"]
+    rows = [f"| made to be | runs | {' | '.join(kinds)} | right |", "|---|" + "---|" * (len(kinds) + 2)]
+    right = total = 0
+    for kind in kinds:
+        verdicts = [verdict for verdict, run in zip(said, runs, strict=True) if run.kind == kind]
+        right, total = right + verdicts.count(kind), total + len(verdicts)
+        counts = [str(verdicts.count(other)) for other in kinds]
+        share = verdicts.count(kind) / max(1, len(verdicts))
+        rows.append(f"| {kind} | {len(verdicts)} | {' | '.join(counts)} | {share:.0%} |")
+    rows.append(f"| all | {total} {'| ' * (len(kinds) + 1)}| {right / max(1, total):.1%} |")
+    return "\n".join(rows)
+
+
 def main() -> None:
-    import pickle, sys
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--seen", action="store_true", help="the problems that the thresholds were chosen on")
+    parser.add_argument("--problems", type=int, help="only so many problems")
+    parser.add_argument("--optimizers", nargs="+", default=list(OPTIMIZERS), choices=OPTIMIZERS)
+    parser.add_argument("--errors", action="store_true", help="list the runs whose verdict is another")
+    chosen = parser.parse_args()
     start = time.perf_counter()
-    for name, problems in {"seen": SEEN, "held": HELD_OUT}.items():
-        runs = []
-        for problem in problems:
-            for optimizer in OPTIMIZERS:
-                t = time.perf_counter()
-                runs += runs_of(problem, optimizer)
-                print(problem.name, problem.model, optimizer, round(time.perf_counter() - t, 1), flush=True)
-        pickle.dump(runs, open(f"/tmp/pw/{name}.pkl", "wb"))
-        print(name, {k: sum(r.kind == k for r in runs) for k in KINDS}, time.perf_counter() - start)
+    problems = (SEEN if chosen.seen else HELD_OUT)[: chosen.problems]
+    runs = [run for problem in problems for name in chosen.optimizers for run in runs_of(problem, name)]
+    for with_evals in (True, False):
+        print(f"\nTraining {'and validation losses' if with_evals else 'losses alone'}:\n")
+        print(confusion(runs, with_evals=with_evals))
+    for run in runs if chosen.errors else []:
+        verdict = olr.diagnose(run.losses, run.eval_losses)
+        if verdict.kind != run.kind:
+            print(f"{run.name}, made to be {run.kind}: {verdict}")
+    print(f"\n{len(runs)} runs of {len(problems)} problems, {time.perf_counter() - start:.0f} s")
 
 
 if __name__ == "__main__":

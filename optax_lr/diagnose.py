@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from .results import Verdict
 
-BLOW_UP, OPENING, UNDONE, STEADY, FALLING = 3.0, 0.05, 1 / 2, 1 / 6, 0.01
+BLOW_UP, OPENING, UNDONE, STEADY, FALLING = 3.0, 0.05, 0.55, 1 / 6, 0.01
 # Fewer validation losses do not show how the loss moved; they still show a gap that opens.
 LEAST_EVALS = 6
 BLOCKS = 20
@@ -34,10 +34,11 @@ def diagnose(losses: ArrayLike, eval_losses: ArrayLike | None = None) -> Verdict
        measure is the share of the run that came before the first such step.
     2. *overfitting*: the last tenth of the validation losses lies above their lowest by more than 5% of their range
        (the measure), most of the way up being kept, and the training loss has fallen since.
-    3. *too high*: rises undid more than half of the falls: rises / (rises + max(top - C, 0)). A loss that only falls
-       has 0; one that ends where it began, after swings or a jump, has 1. What counts are rises of the validation
-       loss, which the choice of batches does not shake, and how far the training loss first jumped above its first
-       value; without six validation losses, rises between 20 blocks of steps by more than three standard errors.
+    3. *too high*: rises undid more than 55% of the falls: rises / (rises + max(top - C, 0)) (the measure). A loss
+       that only falls has 0; one that swings and ends where it began has 1. What counts are rises of the validation
+       loss, which the choice of batches does not shake, and the highest jump of the training loss above its first
+       value, up to one half, since it was made good; without six validation losses, that jump in full, and rises
+       between 20 blocks of steps by more than three standard errors.
     4. *too low*: still falling steadily, (B - C) / (top - C) > 1/6 (the measure; a straight line has 2/5, an
        exponential that has fallen to a twentieth 1/6), or no fall at all that stands out of the noise (NaN).
     5. *plateaued*: of that share, neither loss has more than 1% left that stands out of the noise (the measure).
@@ -73,13 +74,14 @@ def diagnose(losses: ArrayLike, eval_losses: ArrayLike | None = None) -> Verdict
 
     Source: Smith 2018 (arXiv:1803.09820), sections 3 and 4.1, reads the same clues off the same curves by eye.
     """
-    train = _lanes("losses", losses, 3)
-    evals = None if eval_losses is None else _lanes("eval_losses", eval_losses, 1)
-    lanes = np.shape(losses)[:-1]
-    if evals is not None and np.shape(eval_losses)[:-1] != lanes:
-        raise ValueError(
-            f"eval_losses must have the lanes of losses, of shape {lanes}, got {np.shape(eval_losses)[:-1]}."
-        )
+    train, lanes = _lanes("losses", losses, 3)
+    evals = None
+    if eval_losses is not None:
+        evals, eval_lanes = _lanes("eval_losses", eval_losses, 1)
+        if eval_lanes != lanes:
+            raise ValueError(
+                f"eval_losses must have lanes of shape {lanes}, as losses have, got {eval_lanes}."
+            )
     finite = np.isfinite(train).all(axis=-1)
     if evals is not None:
         finite &= np.isfinite(evals).all(axis=-1)
@@ -112,15 +114,16 @@ def diagnose(losses: ArrayLike, eval_losses: ArrayLike | None = None) -> Verdict
     )
 
 
-def _lanes(name: str, values: ArrayLike, least: int) -> np.ndarray:
-    """The losses in float64, [lanes, points]."""
+def _lanes(name: str, values: ArrayLike, least: int) -> tuple[np.ndarray, tuple[int, ...]]:
+    """The losses in float64, [lanes, points], and the shape of the lanes."""
     try:
         array = np.asarray(values, np.float64)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{name} must be arrays of numbers of one length, got {values!r}.") from error
+        raise ValueError(f"{name} must be an array of numbers, got {values!r}.") from error
     if not array.ndim or array.shape[-1] < least or not array.size:
-        raise ValueError(f"{name} must hold at least {least} a lane, [*lanes, steps], got shape {array.shape}.")
-    return array.reshape(-1, array.shape[-1])
+        expected = f"[*lanes, {'steps' if name == 'losses' else 'evals'}], at least {least} of them"
+        raise ValueError(f"{name} must be of shape {expected}, got {array.shape}.")
+    return array.reshape(-1, array.shape[-1]), array.shape[:-1]
 
 
 def _of_steps(values: np.ndarray) -> _History:
@@ -175,8 +178,9 @@ def _undone(moved: _History, train: _History) -> np.ndarray:
         ignored = 3 * noise * np.sqrt(2 * len(blocks) / steps)
     else:
         path, ignored = moved.values, 0 * noise
-    rises = jump + np.maximum(np.diff(path) - ignored[:, None], 0).sum(axis=-1)
     kept = np.maximum(moved.top - _thirds(moved.values)[2], 0) + ignored
+    swings = np.maximum(np.diff(path) - ignored[:, None], 0).sum(axis=-1)
+    rises = swings + (jump if moved is train else np.minimum(jump, kept + swings))
     return _share(rises, rises + kept)
 
 

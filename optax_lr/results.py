@@ -136,15 +136,13 @@ class LRCurve:
             return _curve(file, path)
 
     def plot(self, **options: Any) -> Any:
-        """`plots.plot_lr_curve` of this curve: loss against rate, on new axes unless `ax` is given."""
+        """Loss against rate, `plots.plot_lr_curve`; where another hyperparameter varies, too, `plots.plot_grid`."""
         from . import plots
 
-        return plots.plot_lr_curve(self, **options)
+        return (plots.plot_lr_curve if len(self.axes) == 1 else plots.plot_grid)(self, **options)
 
-    def _repr_png_(self) -> bytes:
-        from . import plots
-
-        return plots.png(self.plot())
+    def _repr_png_(self) -> bytes | None:
+        return _png(self)
 
     def __str__(self) -> str:
         seeds, lanes, steps = self.losses.shape
@@ -217,10 +215,8 @@ class Suggestion:
 
         return plots.plot_lr_curve(self.curve, suggestion=self, **options)
 
-    def _repr_png_(self) -> bytes:
-        from . import plots
-
-        return plots.png(self.plot())
+    def _repr_png_(self) -> bytes | None:
+        return _png(self)
 
     def __str__(self) -> str:
         diverged = f"{int((~self.curve.stable).sum())} of {len(self.curve.learning_rates)}"
@@ -287,12 +283,16 @@ class Verdict:
     def __str__(self) -> str:
         if not self.kind.ndim:
             return f"{self.kind}: {self.reason}; {self.advice}."
-        rows = [("lane", "verdict", "because", "what to do")]
-        for lane in np.ndindex(self.kind.shape):
-            rows.append((", ".join(map(str, lane)), self.kind[lane], self.reason[lane], self.advice[lane]))
+        words = zip(self.kind.flat, self.reason.flat, self.advice.flat, strict=True)
+        lanes = (", ".join(map(str, lane)) for lane in np.ndindex(self.kind.shape))
+        rows = [
+            ("lane", "verdict", "because", "what to do"),
+            *((lane, *row) for lane, row in zip(lanes, words, strict=True)),
+        ]
         widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
         return "\n".join(
-            "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+            "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
         )
 
     def _words(self, words: Callable[[str, float], str]) -> np.ndarray:
@@ -333,6 +333,16 @@ def _agreement(curve: LRCurve) -> dict[str, Any]:
         "validation metrics": sorted(curve.eval_metrics),
         "hyperparameters": sorted(curve.lanes),
     }
+
+
+def _png(result: "LRCurve | Suggestion") -> bytes | None:
+    """The picture that a notebook shows; none where there is nothing to draw, or nothing to draw with."""
+    try:
+        from . import plots
+
+        return plots.png(result.plot())
+    except (ImportError, ValueError):
+        return None
 
 
 def _basis(kind: str, measure: float) -> str:
