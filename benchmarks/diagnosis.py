@@ -61,20 +61,26 @@ class Run(NamedTuple):
 SEEN = [
     Problem("digits", "linear", few=100),
     Problem("digits", "mlp", few=100),
+    Problem("digits", "deep", few=100),
+    Problem("digits", "autoencoder", squared=True),
+    Problem("digits", "convolution", few=100),
+    Problem("digits", "recurrent", few=100),
     Problem("diabetes", "linear", batch=16, epochs=3, few=20, squared=True),
     Problem("diabetes", "mlp", batch=16, epochs=3, squared=True),
+    Problem("diabetes", "deep", batch=16, epochs=5, squared=True),
     Problem("breast_cancer", "linear", batch=16, epochs=3, squared=True),
     Problem("breast_cancer", "mlp", batch=16, epochs=3),
     Problem("wine", "mlp", batch=16, epochs=5, few=30),
-    Problem("digits", "convolution", few=100),
-    Problem("digits", "recurrent", few=100),
+    Problem("wine", "linear", batch=16, epochs=5, few=30),
+    Problem("iris", "mlp", batch=16, epochs=5, few=30),
 ]
 HELD_OUT = [
-    Problem("iris", "mlp", batch=16, epochs=5, few=30),
-    Problem("wine", "linear", batch=16, epochs=5, few=30),
-    Problem("digits", "deep", few=100),
-    Problem("digits", "autoencoder", few=40, squared=True),
-    Problem("diabetes", "deep", batch=16, epochs=5, squared=True),
+    Problem("digits", "attention", few=100),
+    Problem("digits", "mlp", batch=64, few=60, squared=True),
+    Problem("breast_cancer", "deep", batch=32, few=60),
+    Problem("breast_cancer", "autoencoder", batch=32, squared=True),
+    Problem("wine", "deep", batch=8, epochs=4, few=30),
+    Problem("diabetes", "mlp", batch=32, epochs=6, few=60, squared=True),
 ]
 
 
@@ -116,6 +122,14 @@ def model(kind: str, features: int, outputs: int) -> tuple[Callable, Callable]:
                 return {"layers": layers, "out": dense(two, 32, outputs)}
             case "autoencoder":
                 return {"code": dense(one, features, 16), "out": dense(two, 16, outputs)}
+            case "attention":
+                keys = jax.random.split(one, 4)
+                names = ("embed", "query", "key", "value")
+                parts = {
+                    name: dense(key, 8 if name == "embed" else 16, 16)
+                    for name, key in zip(names, keys, strict=True)
+                }
+                return {**parts, "places": jnp.zeros((8, 16)), "out": dense(two, 16, outputs)}
             case _:
                 return {"cell": dense(one, 8 + 24, 24), "out": dense(two, 24, outputs)}
 
@@ -137,6 +151,13 @@ def model(kind: str, features: int, outputs: int) -> tuple[Callable, Callable]:
                     last = jnp.tanh(last @ layer["w"] + layer["b"])
             case "autoencoder":
                 last = jnp.tanh(x @ params["code"]["w"] + params["code"]["b"])
+            case "attention":
+                rows = x.reshape(-1, 8, 8) @ params["embed"]["w"] + params["places"]
+                query, key, value = (
+                    rows @ params[name]["w"] + params[name]["b"] for name in ("query", "key", "value")
+                )
+                weights = jax.nn.softmax(query @ jnp.swapaxes(key, 1, 2) / 4, axis=-1)
+                last = (rows + weights @ value).mean(axis=1)
             case _:
                 last = jnp.zeros((len(x), 24))
                 for row in jnp.moveaxis(x.reshape(-1, 8, 8), 1, 0):
@@ -207,13 +228,20 @@ def runs_of(problem: Problem, optimizer: str) -> list[Run]:
     steps = problem.epochs * (len(train[0]) // problem.batch)
     curve = sweep(train, steps, RATES)
     assert curve.eval_losses is not None
-    best = int(np.nanargmin(np.where(curve.stable, curve.eval_losses[..., -1].mean(0), np.inf)))
+    valid_losses = curve.eval_losses.mean(0)
+    middle, end = (
+        valid_losses[:, part].mean(1) for part in (slice(EVALS // 4, EVALS // 2), slice(-(EVALS // 4), None))
+    )
+    best = int(np.nanargmin(np.where(curve.stable, end, np.inf)))
+    gains = middle[best] - end[best] > 0.02 * (curve.losses[:, best, 0].mean() - end[best])
     final = ends(curve)
     for seed in range(SEEDS):
-        add("healthy", curve, seed, best)
+        if gains:
+            add("healthy", curve, seed, best)
         add("too low", curve, seed, best - 7 - seed)
         edge = int(np.flatnonzero(curve.diverged_at[seed] < 0).max()) + 1
-        high = [lane for lane in range(best + 1, edge) if final[seed, lane] > 1.3 * final[seed, lane - 2]]
+        lost = (final[seed, 2:] - final[seed, :-2]) / (curve.losses[seed, best, 0] - final[seed, :-2])
+        high = [lane for lane in range(best + 1, edge) if lost[lane - 2] > 0.1]
         if high and np.isfinite(final[seed, high[-1]]):
             add("too high", curve, seed, high[-1])
         if edge + seed < len(RATES):
@@ -230,8 +258,7 @@ def runs_of(problem: Problem, optimizer: str) -> list[Run]:
     assert long.eval_losses is not None
     for seed in range(SEEDS):
         add("plateaued", flat, seed, 0)
-        valid_losses = long.eval_losses[seed, 0]
-        if valid_losses[-1] > 1.1 * valid_losses.min():
+        if long.eval_losses[seed, 0, -1] > 1.1 * long.eval_losses[seed, 0].min():
             add("overfitting", long, seed, 0)
     return runs
 

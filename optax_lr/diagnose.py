@@ -8,7 +8,7 @@ from numpy.typing import ArrayLike
 
 from .results import Verdict
 
-BLOW_UP, OPENING, UNDONE, STEADY, FALLING = 3.0, 0.05, 0.55, 1 / 6, 0.01
+BLOW_UP, OPENING, UNDONE, STEADY, FALLING = 3.0, 0.05, 0.55, 1 / 7, 0.01
 # Fewer validation losses do not show how the loss moved; they still show a gap that opens.
 LEAST_EVALS = 6
 BLOCKS = 20
@@ -39,9 +39,11 @@ def diagnose(losses: ArrayLike, eval_losses: ArrayLike | None = None) -> Verdict
        loss, which the choice of batches does not shake, and the highest jump of the training loss above its first
        value, up to one half, since it was made good; without six validation losses, that jump in full, and rises
        between 20 blocks of steps by more than three standard errors.
-    4. *too low*: still falling steadily, (B - C) / (top - C) > 1/6 (the measure; a straight line has 2/5, an
-       exponential that has fallen to a twentieth 1/6), or no fall at all that stands out of the noise (NaN).
-    5. *plateaued*: of that share, neither loss has more than 1% left that stands out of the noise (the measure).
+    4. *too low*: still falling steadily, (B - C) / (top - C) > 1/7 (the measure; a straight line has 2/5, an
+       exponential that has fallen to a 35th 1/7), or no fall at all that stands out of the noise (NaN). Of training
+       and validation loss the larger share counts, which is 0 where its fall is lost in a noise that is small
+       enough to tell.
+    5. *plateaued*: that share is at most 1%; the measure is the share.
     6. *healthy*: falling, ever more slowly; the measure is the same share.
 
     The noise of batches is read off the differences of successive steps, s^2 = mean(difference^2) / 2 (von Neumann
@@ -65,12 +67,12 @@ def diagnose(losses: ArrayLike, eval_losses: ArrayLike | None = None) -> Verdict
 
     >>> import optax_lr as olr
     >>> steps = np.arange(100)
-    >>> print(olr.diagnose(np.stack([np.exp(-steps / 30), 3 - steps / 1000, np.exp(-steps / 3), 2.0**steps])))
+    >>> print(olr.diagnose(np.stack([np.exp(-steps / 20), 3 - steps / 1000, np.exp(-steps / 3), 2.0**steps])))
     lane  verdict    because                     what to do
-    0     healthy    15% of its fall came late   keep the learning rate
-    1     too low    41% of its fall came late   raise the learning rate, threefold to tenfold
-    2     plateaued  0% of its fall came late    stop, or lower the learning rate to get lower
-    3     diverged   it blew up 5% into the run  lower the learning rate, tenfold to begin with
+    0     healthy    8% of its fall came late    keep the learning rate
+    1     too low    41% of its fall came late   raise the learning rate threefold to tenfold
+    2     plateaued  0% of its fall came late    stop, or lower the learning rate
+    3     diverged   it blew up 5% into the run  lower the learning rate, tenfold at first
 
     Source: Smith 2018 (arXiv:1803.09820), sections 3 and 4.1, reads the same clues off the same curves by eye.
     """
@@ -87,15 +89,14 @@ def diagnose(losses: ArrayLike, eval_losses: ArrayLike | None = None) -> Verdict
         finite &= np.isfinite(evals).all(axis=-1)
         evals = np.where(finite[:, None], evals, 0.0)
     history = _of_steps(np.where(finite[:, None], train, 0.0))
-    beyond = ~np.isfinite(train) | (train > _limit(history)[:, None])
+    beyond = np.where(finite[:, None], train > _limit(history)[:, None], ~np.isfinite(train))
     moved = history if evals is None or evals.shape[-1] < LEAST_EVALS else _of_evals(evals, history)
 
     late, fell = _late_fall(history)
     late_moved, fell_moved = _late_fall(moved)
-    fell, late = fell | fell_moved, np.maximum(late, late_moved)
+    fell, late = fell | fell_moved, np.maximum(np.maximum(late, late_moved), 0)
     opening = np.zeros(len(train)) if evals is None else _opening(evals, history)
     undone = _undone(moved, history)
-    steady = late_moved > STEADY
     found = {
         "diverged": (
             ~finite | (_thirds(history.values)[2] > _limit(history)),
@@ -103,7 +104,7 @@ def diagnose(losses: ArrayLike, eval_losses: ArrayLike | None = None) -> Verdict
         ),
         "overfitting": (opening > OPENING, opening),
         "too high": (undone > UNDONE, undone),
-        "too low": (~fell | steady, np.where(fell, late_moved, np.nan)),
+        "too low": (~fell | (late > STEADY), np.where(fell, late, np.nan)),
         "plateaued": (late <= FALLING, late),
         "healthy": (np.ones(len(train), bool), late),
     }
@@ -163,7 +164,8 @@ def _late_fall(history: _History) -> tuple[np.ndarray, np.ndarray]:
     error = _noise(history.values) * np.sqrt(3 / history.values.shape[-1])
     clear = 2 * np.sqrt(2) * error
     fell = (history.top - last > 2 * np.hypot(history.error, error)) | (first - last > clear)
-    return np.where(middle - last > clear, _share(middle - last, history.top - last), 0.0), fell
+    lost = (middle - last <= clear) & (clear < STEADY * (history.top - last))
+    return np.where(lost, 0.0, _share(middle - last, history.top - last)), fell
 
 
 def _undone(moved: _History, train: _History) -> np.ndarray:

@@ -50,9 +50,8 @@ def plot_lr_curve(
     rates, values = curve.learning_rates, losses[:, kept]
     steps = curve.losses.shape[-1]
     kind = "training" if curve.eval_losses is None else "validation"
-    axes.plot(
-        rates[kept], values.mean(axis=0), "o-", color="black", ms=4, lw=1.4, label=f"{steps} steps", zorder=3
-    )
+    length = f"{steps} steps" if steps > 1 else "one step a rate"
+    axes.plot(rates[kept], values.mean(axis=0), "o-", color="black", ms=4, lw=1.4, label=length, zorder=3)
     if len(losses) > 1:
         band = (values.min(axis=0), values.max(axis=0))
         axes.fill_between(rates[kept], *band, color="black", alpha=0.15, lw=0, label="range of seeds")
@@ -74,7 +73,7 @@ def plot_lr_curve(
         said = suggest.classic(curve).items()
         for (name, rate), dashes in zip(said, ("--", "-.", ":", (0, (1, 3))), strict=False):
             axes.axvline(rate, color="gray", lw=1.2, ls=dashes, label=f"{name} {rate:.2g}")
-    axes.set(xscale="log", xlabel="learning rate", ylabel=f"{kind} loss at the end")
+    axes.set(xscale="log", xlabel="learning rate", ylabel=f"{kind} loss" + " at the end" * (steps > 1))
     if (values > 0).all():
         axes.set_yscale("log")
         _log_ticks(axes.yaxis)
@@ -329,8 +328,8 @@ def _draw_histories(
             epochs = np.array_split(train[:, lane], range(every, train.shape[-1], every), axis=-1)
             kept = [at for at, epoch in enumerate(epochs) if np.isfinite(epoch).any()]
             x, y = np.array(kept) + 1, np.minimum([np.nanmean(epochs[at]) for at in kept], ceiling)
-            style = "-" if len(epochs) > 50 else ".-"
-            axes.plot(x, y, style, ms=4, color=color, lw=1.4, label=label)
+            style, width = (".-", 1.4) if len(epochs) <= 50 else ("-", 0.9)
+            axes.plot(x, y, style, ms=4, color=color, lw=width, label=label)
             if (curve.diverged_at[:, lane] >= 0).any() and kept:
                 axes.plot(x[-1], y[-1], "x", color=ACCENT, ms=8, mew=2, zorder=3, clip_on=False)
         if evals is not None:

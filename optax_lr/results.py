@@ -235,14 +235,14 @@ class Suggestion:
 
 # By kind of verdict: what its measure says, and what to do.
 _VERDICTS = {
-    "diverged": ("it blew up {:.0%} into the run", "lower the learning rate, tenfold to begin with"),
+    "diverged": ("it blew up {:.0%} into the run", "lower the learning rate, tenfold at first"),
     "overfitting": (
         "validation gave back {:.0%} of its range",
-        "stop where the validation loss was lowest, or regularize",
+        "stop at the lowest validation loss, or regularize",
     ),
-    "too high": ("rises undid {:.0%} of the falls", "lower the learning rate, threefold, or warm it up"),
-    "too low": ("{:.0%} of its fall came late", "raise the learning rate, threefold to tenfold"),
-    "plateaued": ("{:.0%} of its fall came late", "stop, or lower the learning rate to get lower"),
+    "too high": ("rises undid {:.0%} of the falls", "lower the learning rate threefold, or warm it up"),
+    "too low": ("{:.0%} of its fall came late", "raise the learning rate threefold to tenfold"),
+    "plateaued": ("{:.0%} of its fall came late", "stop, or lower the learning rate"),
     "healthy": ("{:.0%} of its fall came late", "keep the learning rate"),
 }
 
@@ -260,7 +260,7 @@ class Verdict:
     >>> verdict.kind == "healthy"
     array([ True, False])
     >>> print(verdict[1])
-    too low: no fall stands out of the noise; raise the learning rate, threefold to tenfold.
+    too low: no fall stands out of the noise; raise the learning rate threefold to tenfold.
     """
 
     kind: Shaped[np.ndarray, "*lanes"]
