@@ -33,7 +33,7 @@ def diagnose(losses: ArrayLike, eval_losses: ArrayLike | None = None) -> Verdict
     1. *diverged*: a loss is not finite, or, as a sweep stops a lane, C - lowest > 3 max(|top|, |lowest|). The
        measure is the share of the run that came before the first such step.
     2. *overfitting*: the last tenth of the validation losses lies above their lowest by more than 5% of their range
-       (the measure), most of the way up being kept, and the training loss has fallen since.
+       (the measure), which is at least a quarter of their rises since, while the training loss fell on.
     3. *too high*: rises undid more than 55% of the falls: rises / (rises + max(top - C, 0)) (the measure). A loss
        that only falls has 0; one that swings and ends where it began has 1. What counts are rises of the validation
        loss, which the choice of batches does not shake, and the highest jump of the training loss above its first
@@ -74,7 +74,7 @@ def diagnose(losses: ArrayLike, eval_losses: ArrayLike | None = None) -> Verdict
     2     plateaued  0% of its fall came late    stop, or lower the learning rate
     3     diverged   it blew up 5% into the run  lower the learning rate, tenfold at first
 
-    Source: Smith 2018 (arXiv:1803.09820), sections 3 and 4.1, reads the same clues off the same curves by eye.
+    Source: Smith 2018 (arXiv:1803.09820), section 3, reads the same clues off the same curves by eye.
     """
     train, lanes = _lanes("losses", losses, 3)
     evals = None
@@ -193,7 +193,7 @@ def _opening(evals: np.ndarray, train: _History) -> np.ndarray:
     rise = evals[:, -max(1, count // 10) :].mean(axis=-1) - lowest
     later = np.arange(count - 1) >= best[:, None]
     rises = np.where(later, np.maximum(np.diff(evals), 0), 0).sum(axis=-1)
-    kept = rise > rises / 4
+    steady = rise > rises / 4
 
     # The level of training at the lowest validation loss and at the end, each the mean of a twentieth of the run.
     width = max(1, steps // BLOCKS)
@@ -204,4 +204,4 @@ def _opening(evals: np.ndarray, train: _History) -> np.ndarray:
     clear = 2 * _noise(train.values) * np.sqrt(2 / width)
     still_falls = fall > np.maximum(clear, FALLING * (train.top - _thirds(train.values)[2]))
     spread = np.maximum(_of_evals(evals, train).top, evals.max(axis=-1)) - lowest
-    return np.where(kept & still_falls, _share(rise, spread), 0.0)
+    return np.where(steady & still_falls, _share(rise, spread), 0.0)

@@ -34,7 +34,7 @@ class SweepResult(NamedTuple):
     redone_steps: int = 0
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LRCurve:
     """Losses of training runs at several learning rates: one lane a rate, one run of all lanes a seed.
 
@@ -153,8 +153,10 @@ class LRCurve:
             f"{int((~self.stable).sum())} lane(s) diverged, {self.lane_steps:,} lane-steps"
         )
 
+    __repr__ = __str__
 
-@dataclasses.dataclass(frozen=True, eq=False)
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Suggestion:
     """A learning rate, the interval it lies in, and why.
 
@@ -179,8 +181,8 @@ class Suggestion:
     lane_steps: int = 0
     rules: Mapping[str, float] = dataclasses.field(default_factory=dict)
     finalists: LRCurve | None = None
-    params: PyTree | None = dataclasses.field(default=None, repr=False)
-    model_state: PyTree | None = dataclasses.field(default=None, repr=False)
+    params: PyTree | None = None
+    model_state: PyTree | None = None
 
     def save(self, path: str | Path) -> None:
         """Write the suggestion and its curves, without `params` and `model_state`, to one `.npz` file."""
@@ -232,6 +234,8 @@ class Suggestion:
         width = max(len(name) for name, _ in rows)
         return "\n".join([*(f"{name:<{width}}  {value}".rstrip() for name, value in rows), self.reason])
 
+    __repr__ = __str__
+
 
 # By kind of verdict: what its measure says, and what to do.
 _VERDICTS = {
@@ -247,7 +251,7 @@ _VERDICTS = {
 }
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Verdict:
     """What histories of losses say of their learning rates, lane by lane; `diagnose` makes it.
 
@@ -294,6 +298,8 @@ class Verdict:
             "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in rows
         )
+
+    __repr__ = __str__
 
     def _words(self, words: Callable[[str, float], str]) -> np.ndarray:
         each = zip(self.kind.ravel().tolist(), self.measure.ravel().tolist(), strict=True)
