@@ -322,7 +322,7 @@ def _draw_histories(
     train, evals = history
     # What blows up is cut off, so that the rates that train fill the picture.
     first = [np.nanmax(np.abs(values[..., 0]), initial=0) for values in history if values is not None]
-    ceiling = 10 * max(first)
+    ceiling = 10 * max(first) or np.inf
     for lane, (color, label) in enumerate(zip(colors, labels, strict=True)):
         if train is not None:
             epochs = np.array_split(train[:, lane], range(every, train.shape[-1], every), axis=-1)
