@@ -67,9 +67,7 @@ def main():
             name: train(start, optimizer(0.0).init(start), batches, jnp.asarray(rates))[0]
             for name, rates in fixed.items()
         }
-        ends["found again"], rates = train_and_refind(
-            start, batches, validation, constant, EVERY * per_epoch
-        )
+        ends["found again"], rates = train_and_refind(start, batches, validation, constant, EVERY * per_epoch)
         chosen.append(rates)
         for name, params in ends.items():
             scores.setdefault(name, []).append((float(loss_fn(params, test)), accuracy(params, test)))

@@ -23,6 +23,7 @@ from .decays import inverse_time_schedule as inverse_time_schedule
 from .decays import multistep_decay_schedule as multistep_decay_schedule
 from .decays import polynomial_decay_schedule as polynomial_decay_schedule
 from .decays import step_decay_schedule as step_decay_schedule
+from .diagnose import diagnose as diagnose
 from .finder import lr_find as lr_find
 from .finder import lr_sweep as lr_sweep
 from .gains import GainStatistics as GainStatistics
@@ -61,6 +62,7 @@ from .resilient import scale_by_rprop as scale_by_rprop
 from .results import LRCurve as LRCurve
 from .results import Suggestion as Suggestion
 from .results import SweepResult as SweepResult
+from .results import Verdict as Verdict
 from .schedules import anneal_schedule as anneal_schedule
 from .schedules import geometric_schedule as geometric_schedule
 from .schedules import knot_schedule as knot_schedule
