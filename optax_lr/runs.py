@@ -41,7 +41,7 @@ class Stage(NamedTuple):
             if self.problem.drawn
             else self.problem.starts,
             {
-                name: jnp.asarray(x, jnp.float32 if x.dtype.kind == "f" else jnp.int32)
+                name: np.asarray(x, np.float32 if x.dtype.kind == "f" else np.int32)
                 for name, x in lanes.items()
             },
             self.problem.batches,

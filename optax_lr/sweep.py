@@ -22,9 +22,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, ScalarLike
 
 from . import checks
-from .batches import batch_orders, is_stacked, leading_axis, read_batches
+from .batches import batch_orders, is_stacked, leading_axis, read_batches, root_key, seed_keys
 from .checkpoints import Store, digest, digest_of_program, kept_chunk
-from .lanes import Form, Layout, Programs, Run, StepFn, inspect, programs
+from .lanes import Form, Layout, Programs, Run, StepFn, blank, inspect, programs
 from .placement import Place, choose, is_key
 from .progress import Bar
 from .results import SweepResult
@@ -164,6 +164,8 @@ class _Work(NamedTuple):
     carry_per_seed: bool
     store: Store
     bar: Bar
+    form: Form
+    spares: list[Run]
 
 
 class Engine:
@@ -190,8 +192,8 @@ class Engine:
         self._stop_factor = checks.concrete("stop_factor", stop_factor, above=0)
         self._mesh = mesh
         self._step, self._init, self._evaluate = step, init, evaluate if self.eval_steps else None
-        self._made: dict[tuple[Layout, tuple[str, ...], str], Programs] = {}
         self._forms: dict[Any, Form] = {}
+        self._made: dict[tuple[Any, Layout], Programs] = {}
 
     def run(
         self,
@@ -212,7 +214,7 @@ class Engine:
     ) -> SweepResult:
         """Train the lanes; see `sweep`. `stream`: batches stay on the host and are sent when they are needed."""
         num_lanes, num_seeds = leading_axis("lanes", lanes), checks.size("seeds", seeds)
-        root = jax.random.key(0) if key is None else key
+        root = root_key(key)
         one_seed = _take(batches, 0) if per_seed else batches
         feed = _Feed(
             carry=carry,
@@ -220,10 +222,10 @@ class Engine:
             batches=batches,
             eval_batch=eval_batch,
             orders=batch_orders(leading_axis("batches", one_seed), self.num_steps, num_seeds, root),
-            keys=np.asarray(jax.random.key_data(jax.random.split(root, num_seeds))),
+            keys=seed_keys(num_seeds, root),
         )
         start = _take(carry, 0) if carry_per_seed else carry
-        form = self._form(
+        which, form = self._form(
             (
                 start,
                 _take(feed.lanes, 0),
@@ -246,11 +248,14 @@ class Engine:
             chunk=self._chunk or kept_chunk(checkpoint),
             mesh=self._mesh,
             per_seed=per_seed,
-            convolves="conv_general_dilated" in form.program,
+            convolves="conv_general_dilated" in str(form.program),
+            freeze=return_carries,
             bytes_of=bytes_of,
         )
         if carry_per_seed and not place.layout.batched and place.devices == 1:
             feed = feed._replace(carry=jax.tree.map(_on_host, carry))
+        elif place.alone:
+            feed = feed._replace(carry=jax.device_put(carry))
         if not carry_per_seed and place.layout.batched:
             feed = feed._replace(
                 carry=jax.tree.map(lambda x: jnp.broadcast_to(x, (num_seeds, *x.shape)), carry)
@@ -269,13 +274,15 @@ class Engine:
         work = _Work(
             jobs=place.jobs(num_seeds, num_lanes),
             place=place,
-            made=self._programs(place.layout, form),
+            made=self._programs(which, place.layout),
             feed=feed,
-            data=None if stream and place.layout.batched else place.put(jax.tree.map(jnp.asarray, batches)),
-            eval_data=place.put(jax.tree.map(jnp.asarray, eval_batch)),
+            data=None if stream and place.layout.batched else place.put(jax.device_put(batches)),
+            eval_data=place.put(jax.device_put(eval_batch)),
             carry_per_seed=carry_per_seed or place.layout.batched,
             store=store,
             bar=Bar(description, place, store, num_seeds * num_lanes, self.num_steps, progress),
+            form=form,
+            spares=[],
         )
         with ThreadPoolExecutor(place.workers) as pool, work.bar:
             for _ in pool.map(lambda job: self._job(work, job), range(len(work.jobs))):
@@ -291,11 +298,11 @@ class Engine:
                 np.stack(each)
                 for each in zip(*(store.carries[job] for job in range(len(work.jobs))), strict=True)
             ]
-            carries = join(jax.tree.unflatten(form.carry, leaves))
+            carries = join(jax.tree.unflatten(jax.tree.structure(form.carry), leaves))
         return SweepResult(
             metrics=join(store.history),
             evals=join(store.evals),
-            diverged_at=join(store.scalars["diverged_at"]),
+            diverged_at=join(store.judged["diverged_at"]),
             carries=carries,
             placement=place.words,
             skipped_steps=store.skipped,
@@ -314,7 +321,10 @@ class Engine:
             return
         lane = place.put(_take(work.feed.lanes, of_lane), split=True)
         start = _take(work.feed.carry, of_seed) if work.carry_per_seed else work.feed.carry
-        run = work.made.start(place.put(start) if place.layout.batched else start, lane)
+        if place.alone:
+            run = work.spares.pop() if work.spares else blank(work.form, self.num_steps)
+        else:
+            run = work.made.start(place.put(start) if place.layout.batched else start, lane)
         if begin:
             run = _restored(run, store, job)
         key = place.put(work.feed.keys[of_seed])
@@ -323,6 +333,8 @@ class Engine:
             feed = (lane, data, order, key)
             if place.stepwise:
                 run = _step_by_step(work.made, run, begin, end, feed)
+            elif place.alone:
+                run = work.made.train_alone(run, start, np.int32(begin), np.int32(end), *feed)
             else:
                 run = work.made.train(run, np.int32(begin), np.int32(end), *feed)
             at = self.eval_steps.index(end) if self._evaluate and end in self.eval_steps else None
@@ -331,6 +343,8 @@ class Engine:
             store.put(job, end, seen, evals, at)
             work.bar.report(seen, end - begin, last=end == self.num_steps)
             begin = end
+        if place.alone:
+            work.spares.append(run)
 
     def _segments(self, work: _Work, of_seed: Any, begin: int) -> Iterator[tuple[int, PyTree, Any]]:
         """The ends of the calls after `begin`, each with its batches and the order they are read in.
@@ -359,7 +373,7 @@ class Engine:
             here, ahead = ahead, send(end, following) if following else ahead
             yield end, *here
 
-    def _form(self, examples: tuple[PyTree, ...], key_impl: str) -> Form:
+    def _form(self, examples: tuple[PyTree, ...], key_impl: str) -> tuple[Any, Form]:
         """What the step takes and returns, looked at once for arguments of the same shapes and dtypes."""
         shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(examples))
         which = (jax.tree.structure(examples), shapes, key_impl)
@@ -368,23 +382,20 @@ class Engine:
             self._forms[which] = inspect(
                 self._step, self._init, self._evaluate, start, lane, batch, eval_batch, key_impl
             )
-        return self._forms[which]
+        return which, self._forms[which]
 
-    def _programs(self, layout: Layout, form: Form) -> Programs:
-        """The programs for a layout, made once."""
-        which = (layout, form.metrics, form.key_impl)
-        if which not in self._made:
-            self._made[which] = programs(
-                self._step,
+    def _programs(self, which: Any, layout: Layout) -> Programs:
+        """The programs of a form in a layout, made once."""
+        if (which, layout) not in self._made:
+            self._made[which, layout] = programs(
+                self._forms[which],
                 self._init,
                 self._evaluate,
-                names=form.metrics,
                 num_steps=self.num_steps,
                 stop_factor=self._stop_factor,
-                key_impl=form.key_impl,
                 layout=layout,
             )
-        return self._made[which]
+        return self._made[which, layout]
 
     def batched_program(
         self,
@@ -409,16 +420,16 @@ class Engine:
         key = jax.random.key_data(jax.random.key(0))
         one_batch, lane_shape = shaped(batches, drop=2 if per_seed else 1), shaped(lanes, drop=1)
         form = inspect(
-            self._step,
+            self._step, self._init, None, shaped(start), lane_shape, one_batch, None, "threefry2x32"
+        )
+        made = programs(
+            form,
             self._init,
             None,
-            shaped(start),
-            lane_shape,
-            one_batch,
-            None,
-            "threefry2x32",
+            num_steps=self.num_steps,
+            stop_factor=self._stop_factor,
+            layout=Layout(batched=True, per_seed=per_seed),
         )
-        made = self._programs(Layout(batched=True, per_seed=per_seed), form)
         lane, step = shaped(lanes, width, drop=1), jax.ShapeDtypeStruct((), jnp.int32)
         run = jax.eval_shape(made.start, shaped(start, seeds), lane)
         order = jax.ShapeDtypeStruct((seeds, self.num_steps), jnp.int32)
@@ -432,7 +443,7 @@ class Engine:
             "batches": digest(feed.batches),
             "eval_batch": digest(feed.eval_batch),
             "key": digest(feed.keys),
-            "step": digest_of_program(form.program) + digest(form.consts),
+            "step": digest_of_program(str(form.program)) + digest(form.program.consts),
             "num_steps": self.num_steps,
             "eval_steps": self.eval_steps,
             "stop_factor": self._stop_factor,
@@ -453,15 +464,15 @@ def _step_by_step(made: Programs, run: Run, begin: int, end: int, feed: tuple) -
 def _restored(run: Run, store: Store, job: int) -> Run:
     """The state of a job as it was saved, laid out as a fresh run is."""
 
-    def placed(like: Array, saved: Any) -> Array:
+    def placed(like: Any, saved: Any) -> Array:
         if is_key(like):
             saved = jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(like))
-        return jax.device_put(saved, like.sharding)
+        return jax.device_put(saved, getattr(like, "sharding", None))
 
-    scalars = {name: values[job] for name, values in store.scalars.items()}
+    judged = {name: values[job] for name, values in store.judged.items()}
     history = {name: values[job] for name, values in store.history.items()}
     carry = jax.tree.unflatten(jax.tree.structure(run.carry), store.carries[job])
-    return jax.tree.map(placed, run, Run(carry=carry, history=history, **scalars))
+    return jax.tree.map(placed, run, Run(carry=carry, history=history, **judged))
 
 
 def _on_host(leaf: Any) -> Any:
