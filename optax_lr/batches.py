@@ -82,7 +82,7 @@ def root_key(key: Array | None) -> Array:
     if key is not None:
         return key
     bits = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
-    return jax.random.wrap_key_data(np.zeros(bits.shape, bits.dtype))
+    return jax.random.wrap_key_data(jax.device_put(np.zeros(bits.shape, bits.dtype)))
 
 
 def seed_keys(num_seeds: int, key: Array) -> UInt32[np.ndarray, "seeds words"]:

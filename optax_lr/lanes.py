@@ -19,6 +19,8 @@ from .types import Metrics, PyTree
 StepFn = Callable[[PyTree, PyTree, PyTree, Array], tuple[PyTree, Metrics]]
 
 AVERAGE_DECAY = 0.9
+# How many lone lanes the program that trains them has room for: it is compiled once, for any number of lanes.
+LANES_PER_CALL = 16
 
 
 class Run(NamedTuple):
@@ -59,8 +61,10 @@ class Programs(NamedTuple):
     Attributes:
       start: `start(carry, lane) -> run`.
       train: `train(run, begin, end, *feed) -> run`, for steps from `begin` to `end`.
-      train_alone: `train_alone(run, carry, begin, end, *feed) -> run`, the same of a lone lane, which starts by
-        itself where `begin` is 0 (`run` is then mere memory): one program to compile in place of two.
+      train_alone: `train_alone(run, carry, count, begin, end, *feed) -> (run, reports)`, the same of lone lanes:
+        the first `count` of `feed`'s, one after the other. They start by themselves where `begin` is 0 (`run` is
+        then mere memory): one program to compile in place of two. `run` is that of the last, and `reports` are
+        all runs without their carries, [LANES_PER_CALL].
       train_once: `train_once(run, t, *feed) -> run`, for one step.
       measure: `measure(run, eval_batch) -> metrics`.
     """
@@ -96,6 +100,11 @@ def _strong(carry: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), carry)
 
 
+def _at(tree: PyTree, index: Array) -> PyTree:
+    """The entry of every leaf along its leading axis, at an index within it."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), tree)
+
+
 def fresh(carry: PyTree, names: Sequence[str], num_steps: int) -> Run:
     """A run before its first step."""
     return Run(
@@ -113,12 +122,12 @@ def blank(form: Form, num_steps: int) -> Run:
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return (jax.lax.full if is_key else np.full)(leaf.shape, 0, leaf.dtype)
 
-    return Run(
-        carry=jax.tree.map(room, form.carry),
-        track=np.zeros(4, np.float32),
-        diverged_at=np.int32(-1),
-        history={name: np.zeros(num_steps, np.float32) for name in form.metrics},
-    )
+    beside: dict[str, Any] = {
+        "track": np.zeros(4, np.float32),
+        "diverged_at": np.int32(-1),
+        "history": {name: np.zeros(num_steps, np.float32) for name in form.metrics},
+    }
+    return Run(carry=jax.tree.map(room, form.carry), **beside)
 
 
 def record(
@@ -185,7 +194,8 @@ def inspect(
     flat_step, form = jax.extend.core.jaxpr_as_fun(program), jax.tree.structure((carry, metrics))
 
     def traced(*arguments: PyTree) -> tuple[PyTree, Metrics]:
-        return jax.tree.unflatten(form, flat_step(*jax.tree.leaves(arguments)))
+        # What does not depend on the arguments comes as Python numbers.
+        return jax.tree.unflatten(form, map(jnp.asarray, flat_step(*jax.tree.leaves(arguments))))
 
     return Form(
         metrics=tuple(sorted(metrics)),
@@ -219,8 +229,7 @@ def programs(
 
     def batch_of(t: Array, batches: PyTree, order: Array) -> PyTree:
         if not layout.batched:
-            at = jax.lax.dynamic_index_in_dim(order, t, keepdims=False)
-            return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, at, keepdims=False), batches)
+            return _at(batches, _at(order, t))
         # One gather for all lanes of a seed: no batch is copied per lane.
         index = (jnp.arange(len(order)), order[:, t]) if layout.per_seed else order[:, t]
         return jax.tree.map(lambda leaf: leaf[index], batches)
@@ -241,9 +250,26 @@ def programs(
             (begin, run),
         )[1]
 
-    def train_alone(run: Run, carry: PyTree, begin: Array, end: Array, *feed: Any) -> Run:
-        begun = jax.lax.cond(begin == 0, lambda: start(carry, feed[0]), lambda: run)
-        return train(begun, begin, end, *feed)
+    def train_alone(
+        run: Run, carry: PyTree, count: Array, begin: Array, end: Array, lanes: PyTree, *feed: Any
+    ) -> tuple[Run, Run]:
+        def next_lane(state: tuple[Array, Run, Run]) -> tuple[Array, Run, Run]:
+            i, run, reports = state
+            lane = _at(lanes, i)
+            begun = jax.lax.cond(begin == 0, lambda: start(carry, lane), lambda: run)
+            ended = train(begun, begin, end, lane, *feed)
+            more = jax.tree.map(
+                lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, i, 0),
+                reports,
+                ended._replace(carry=None),
+            )
+            return i + 1, ended, more
+
+        room = jax.tree.map(
+            lambda leaf: jnp.zeros((LANES_PER_CALL, *leaf.shape), leaf.dtype), run._replace(carry=None)
+        )
+        begun = (jnp.zeros((), jnp.int32), run, room)
+        return jax.lax.while_loop(lambda state: state[0] < count, next_lane, begun)[1:]
 
     def measure(run: Run, eval_batch: PyTree) -> Metrics:
         def one_measure(run: Run, eval_batch: PyTree) -> Metrics:

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 from lowerings import count_lowerings
+from references import key_of_seed
 
 import optax_lr as olr
 from optax_lr.batches import batch_orders
@@ -54,10 +55,8 @@ def test_every_placement_equals_a_plain_loop(lanes_at_once):
     )
     orders = batch_orders(len(BATCHES), 9, 2, key)
     for seed in range(2):
-        bits = np.random.SeedSequence([0, 3], spawn_key=(seed,)).generate_state(2)
-        of_seed = jax.random.wrap_key_data(jnp.asarray(bits))
         for lane, rate in enumerate(LANES):
-            carry, losses = plain_loop(start, rate, orders[seed], of_seed, 9)
+            carry, losses = plain_loop(start, rate, orders[seed], key_of_seed(key, seed), 9)
             np.testing.assert_allclose(found.metrics["loss"][seed, lane], losses, rtol=1e-6)
             np.testing.assert_allclose(found.carries["x"][seed, lane], carry["x"], rtol=1e-6)
             np.testing.assert_allclose(
