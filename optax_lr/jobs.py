@@ -66,7 +66,7 @@ class Work(NamedTuple):
     at_once: bool
     store: Store
     bar: Bar
-    spares: list[Run]
+    spares: list[tuple[Run, Run]]
 
 
 def run_jobs(work: Work) -> None:
@@ -100,7 +100,7 @@ def _start(work: Work, of_seed: Any) -> PyTree:
     return take(work.feed.carry, of_seed) if work.carry_per_seed else work.feed.carry
 
 
-def _memory(work: Work) -> Run:
+def _memory(work: Work) -> tuple[Run, Run]:
     return work.spares.pop() if work.spares else blank(work.form, work.num_steps)
 
 
@@ -125,7 +125,7 @@ def _run_at_once(work: Work, jobs: list[int]) -> None:
         work.feed.keys[of_seed],
     )
     reports = work.place.get(seen)
-    work.spares.append(run)
+    work.spares.append((run, seen))
     for i, job in enumerate(jobs):
         work.store.put(job, work.num_steps, take(reports, i), {}, None)
     work.bar.report(take(reports, slice(len(jobs))), work.num_steps, last=True)
@@ -137,7 +137,7 @@ def _run(work: Work, job: int) -> None:
     (of_seed, of_lane), begin = work.jobs[job], int(store.done[job])
     start = _start(work, of_seed)
     if place.alone:
-        lane, run = _stack(work, [of_lane]), _memory(work)
+        lane, (run, reports) = _stack(work, [of_lane]), _memory(work)
     else:
         lane = place.put(take(work.feed.lanes, of_lane), split=True)
         run = made.start(place.put(start) if place.layout.batched else start, lane)
@@ -150,7 +150,7 @@ def _run(work: Work, job: int) -> None:
         if place.stepwise:
             run = _step_by_step(work.made, run, begin, end, feed)
         elif place.alone:
-            run, _ = made.train_alone(run, start, np.int32(1), *span, *feed)
+            run, reports = made.train_alone((run, reports), start, np.int32(1), *span, *feed)
         else:
             run = made.train(run, *span, *feed)
         at = work.eval_steps.index(end) if end in work.eval_steps else None
@@ -163,7 +163,7 @@ def _run(work: Work, job: int) -> None:
             break
         begin = end
     if place.alone:
-        work.spares.append(run)
+        work.spares.append((run, reports))
 
 
 def _segments(work: Work, of_seed: Any, begin: int) -> Iterator[tuple[int, PyTree, Any]]:
@@ -202,7 +202,7 @@ def call_ends(num_steps: int, eval_steps: Sequence[int]) -> list[int]:
 def _step_by_step(made: Programs, run: Run, begin: int, end: int, feed: tuple) -> Run:
     """What `train` does, with one dispatch a step."""
     for t in range(begin, end):
-        if run.diverged_at >= 0:
+        if np.asarray(run.diverged_at) >= 0:
             break
         run = made.train_once(run, np.int32(t), *feed)
     return run

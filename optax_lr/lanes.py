@@ -61,10 +61,10 @@ class Programs(NamedTuple):
     Attributes:
       start: `start(carry, lane) -> run`.
       train: `train(run, begin, end, *feed) -> run`, for steps from `begin` to `end`.
-      train_alone: `train_alone(run, carry, count, begin, end, *feed) -> (run, reports)`, the same of lone lanes:
-        the first `count` of `feed`'s, one after the other. They start by themselves where `begin` is 0 (`run` is
-        then mere memory): one program to compile in place of two. `run` is that of the last, and `reports` are
-        all runs without their carries, [LANES_PER_CALL].
+      train_alone: `train_alone((run, reports), carry, count, begin, end, *feed) -> (run, reports)`, the same of
+        lone lanes: the first `count` of `feed`'s, one after the other. They start by themselves where `begin` is 0
+        (`run` is then mere memory): one program to compile in place of two. `run` is that of the last, `reports`
+        are all runs without their carries, [LANES_PER_CALL].
       train_once: `train_once(run, t, *feed) -> run`, for one step.
       measure: `measure(run, eval_batch) -> metrics`.
     """
@@ -115,19 +115,22 @@ def fresh(carry: PyTree, names: Sequence[str], num_steps: int) -> Run:
     )
 
 
-def blank(form: Form, num_steps: int) -> Run:
-    """Memory for a run, on the host where it can be: only random keys cannot."""
+def blank(form: Form, num_steps: int) -> tuple[Run, Run]:
+    """Memory for a lone run and for reports of many, on the host where it can be: only random keys cannot."""
 
     def room(leaf: jax.ShapeDtypeStruct) -> Any:
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return (jax.lax.full if is_key else np.full)(leaf.shape, 0, leaf.dtype)
 
-    beside: dict[str, Any] = {
-        "track": np.zeros(4, np.float32),
-        "diverged_at": np.int32(-1),
-        "history": {name: np.zeros(num_steps, np.float32) for name in form.metrics},
-    }
-    return Run(carry=jax.tree.map(room, form.carry), **beside)
+    def run(carry: PyTree, *lead: int) -> Run:
+        beside: dict[str, Any] = {
+            "track": np.zeros((*lead, 4), np.float32),
+            "diverged_at": np.zeros(lead, np.int32),
+            "history": {name: np.zeros((*lead, num_steps), np.float32) for name in form.metrics},
+        }
+        return Run(carry=carry, **beside)
+
+    return run(jax.tree.map(room, form.carry)), run(None, LANES_PER_CALL)
 
 
 def record(
@@ -251,7 +254,13 @@ def programs(
         )[1]
 
     def train_alone(
-        run: Run, carry: PyTree, count: Array, begin: Array, end: Array, lanes: PyTree, *feed: Any
+        memory: tuple[Run, Run],
+        carry: PyTree,
+        count: Array,
+        begin: Array,
+        end: Array,
+        lanes: PyTree,
+        *feed: Any,
     ) -> tuple[Run, Run]:
         def next_lane(state: tuple[Array, Run, Run]) -> tuple[Array, Run, Run]:
             i, run, reports = state
@@ -265,10 +274,7 @@ def programs(
             )
             return i + 1, ended, more
 
-        room = jax.tree.map(
-            lambda leaf: jnp.zeros((LANES_PER_CALL, *leaf.shape), leaf.dtype), run._replace(carry=None)
-        )
-        begun = (jnp.zeros((), jnp.int32), run, room)
+        begun = (jnp.zeros((), jnp.int32), *memory)
         return jax.lax.while_loop(lambda state: state[0] < count, next_lane, begun)[1:]
 
     def measure(run: Run, eval_batch: PyTree) -> Metrics:
