@@ -241,7 +241,7 @@ class Engine:
             num_evals=len(self.eval_steps),
             keep_carries=return_carries,
             directory=checkpoint,
-            problem=None if checkpoint is None else self._identity(form, carry, feed, place),
+            problem=None if checkpoint is None else self._identity(form, carry, feed, place, return_carries),
         )
         run_jobs(
             Work(
@@ -347,7 +347,9 @@ class Engine:
         order = jax.ShapeDtypeStruct((seeds, self.num_steps), jnp.int32)
         return made.train, (run, step, step, lane, shaped(batches), order, shaped(key, seeds))
 
-    def _identity(self, form: Form, carry: PyTree, feed: Feed, place: Place) -> dict[str, Any]:
+    def _identity(
+        self, form: Form, carry: PyTree, feed: Feed, place: Place, return_carries: bool
+    ) -> dict[str, Any]:
         """What makes a checkpoint this sweep's: everything that its bits depend on."""
         return {
             "lanes": digest(feed.lanes),
@@ -361,6 +363,7 @@ class Engine:
             "stop_factor": self._stop_factor,
             "lanes_at_once": place.width // place.devices if place.layout.batched else None,
             "devices": place.devices,
+            "return_carries": return_carries,
         }
 
 

@@ -96,6 +96,7 @@ def test_the_chunk_of_a_checkpoint_is_kept(tmp_path, small_calls):
         ({"carry": {"x": jnp.float32(0.5), "key": jax.random.key(4)}}, "start"),
         ({"stop_factor": 4.0}, "stop_factor"),
         ({"eval_batch": np.float32(0.4)}, "eval_batch"),
+        ({"return_carries": False}, "return_carries"),
     ],
 )
 def test_a_checkpoint_of_another_sweep_is_refused_by_what_differs(tmp_path, small_calls, changes, named):
