@@ -5,7 +5,7 @@ The same runs, from the same parameters through the same batches, are trained by
 - `olr`: `optax_lr.lr_sweep` cold; warm, the second and later runs of one `optax_lr.sweep.Engine`, which is what a
   refinement meets;
 - `loop`: a Python loop that builds optimizer and jitted step for each rate, and so compiles for each rate, again
-  at every run: it has no warm figure. With `--loop-rates N` its first rate is timed, then N more, and the others
+  at every run: it has no warm figure. Its first rate is timed, then as many as `--loop-rates` says, and the others
   are taken to cost what those did;
 - `step`: one jitted step with the rate as an argument, dispatched for each rate and step;
 - `vmap`: `jit(vmap(scan))` over the rates;
@@ -457,7 +457,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="warm rounds")
     parser.add_argument("--cold-rounds", type=int, default=1)
     parser.add_argument(
-        "--loop-rates", type=int, default=31, help="how many rates of `loop` are timed after one"
+        "--loop-rates", type=int, default=3, help="how many rates of `loop` are timed after one"
     )
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--rates", type=int, default=32)

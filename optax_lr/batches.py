@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, UInt32
 
 from .types import PyTree
 
@@ -75,6 +75,22 @@ def batch_orders(
         return np.concatenate([draw.permutation(num_batches) for _ in range(passes)])[:num_steps]
 
     return np.stack([order(seed) for seed in range(num_seeds)]).astype(np.int32)
+
+
+def root_key(key: Array | None) -> Array:
+    """The given key, or `jax.random.key(0)`: its bits are zeros, and so need no compiled program."""
+    if key is not None:
+        return key
+    bits = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
+    return jax.random.wrap_key_data(jax.device_put(np.zeros(bits.shape, bits.dtype)))
+
+
+def seed_keys(num_seeds: int, key: Array) -> UInt32[np.ndarray, "seeds words"]:
+    """The bits of each seed's key, drawn on the host: a sweep compiles nothing beside its own program."""
+    bits = np.asarray(jax.random.key_data(key))
+    entropy = bits.ravel().tolist()
+    seeds = [np.random.SeedSequence(entropy, spawn_key=(seed,)) for seed in range(num_seeds)]
+    return np.stack([seed.generate_state(bits.size) for seed in seeds])
 
 
 def leading_axis(name: str, tree: PyTree) -> int:

@@ -33,7 +33,7 @@ class Store:
 
     Attributes:
       done: int64 [jobs], how many steps of each job are over.
-      scalars: `first`, `average`, `best`, `diverged_at` of each run, [jobs, ...].
+      judged: `track` and `diverged_at` of each run, [jobs, ...].
       history: by metric, [jobs, ..., steps].
       evals: by metric, [jobs, ..., evals].
       carries: by job, the leaves of its carry; of a finished job only where carries are kept.
@@ -59,12 +59,7 @@ class Store:
             return np.full((num_jobs, *shape, *tail), value, dtype)
 
         self.done = np.zeros(num_jobs, np.int64)
-        self.scalars = {
-            "first": full(0, np.float32),
-            "average": full(0, np.float32),
-            "best": full(np.inf, np.float32),
-            "diverged_at": full(-1, np.int32),
-        }
+        self.judged = {"track": full(0, np.float32, 4), "diverged_at": full(-1, np.int32)}
         self.history = {name: full(np.nan, np.float32, history_steps) for name in names}
         self.evals = {name: full(np.nan, np.float32, num_evals) for name in eval_names}
         self.carries: dict[int, list[np.ndarray]] = {}
@@ -80,7 +75,7 @@ class Store:
     def put(self, job: int, end: int, run: Any, evals: Mapping[str, np.ndarray], at: int | None) -> None:
         """Take the state of a job after `end` steps; `run` and `evals` are on the host, `at` places the evals."""
         with self._lock:
-            for name, values in self.scalars.items():
+            for name, values in self.judged.items():
                 values[job] = getattr(run, name)
             for name, values in self.history.items():
                 values[job] = run.history[name]
@@ -130,7 +125,7 @@ class Store:
         }
         return {
             "done": self.done,
-            "scalars": self.scalars,
+            "judged": self.judged,
             **({"history": self.history} if self.history else {}),
             **({"evals": self.evals} if self.evals else {}),
             **({"carries": carries} if carries else {}),
@@ -168,7 +163,7 @@ class Store:
 
     def _take(self, state: Mapping[str, Any]) -> None:
         mine, theirs = self._state(), {"history": {}, "evals": {}, **state}
-        for part in ("scalars", "history", "evals"):
+        for part in ("judged", "history", "evals"):
             for name, values in mine.get(part, {}).items():
                 values[...] = theirs[part][name]
         self.carries = {

@@ -8,7 +8,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, ScalarLike
 
@@ -17,15 +19,23 @@ from .types import Metrics, PyTree
 StepFn = Callable[[PyTree, PyTree, PyTree, Array], tuple[PyTree, Metrics]]
 
 AVERAGE_DECAY = 0.9
+# How many lone lanes the program that trains them has room for: it is compiled once, for any number of lanes.
+LANES_PER_CALL = 16
 
 
 class Run(NamedTuple):
-    """One lane of one seed in the middle of its run; in a batch, every leaf has leading axes [seeds, lanes]."""
+    """One lane of one seed in the middle of its run; in a batch, every leaf has leading axes [seeds, lanes].
+
+    Attributes:
+      carry: what the step takes and returns.
+      track: what divergence is judged by, float32 [4]: the first loss, the decayed sum of losses, that of ones
+        (its ratio to the former is the debiased average) and the lowest average. One array: one kernel.
+      diverged_at: the step at which the lane stopped, or -1.
+      history: every metric, [steps].
+    """
 
     carry: PyTree
-    first: Array
-    average: Array
-    best: Array
+    track: Array
     diverged_at: Array
     history: dict[str, Array]
 
@@ -33,65 +43,120 @@ class Run(NamedTuple):
 class Layout(NamedTuple):
     """How a program holds lanes: one (`batched` False), or [seeds, lanes], split over a mesh where there is one.
 
-    `per_seed` says that batches and validation batches have a leading axis [seeds].
+    Attributes:
+      per_seed: whether batches and validation batches have a leading axis [seeds].
+      freeze: whether a lane that stops keeps the carry that it had. Where nobody asks for that of a lone lane,
+        whose loop ends there, its step is cheaper to run and to compile.
     """
 
     batched: bool
     mesh: Mesh | None = None
     per_seed: bool = False
+    freeze: bool = True
 
 
 class Programs(NamedTuple):
-    """Jitted: `start(carry, lane)`, `train(run, begin, end, *feed)`, `train_once(run, t, *feed)`,
-    `measure(run, eval_batch)`, where `feed` is (lane, batches, order, key)."""
+    """The programs of a sweep, jitted; `feed` is (lane, batches, order, key).
+
+    Attributes:
+      start: `start(carry, lane) -> run`.
+      train: `train(run, begin, end, *feed) -> run`, for steps from `begin` to `end`.
+      train_alone: `train_alone((run, reports), carry, count, begin, end, *feed) -> (run, reports)`, the same of
+        lone lanes: the first `count` of `feed`'s, one after the other. They start by themselves where `begin` is 0
+        (`run` is then mere memory): one program to compile in place of two. `run` is that of the last, `reports`
+        are all runs without their carries, [LANES_PER_CALL].
+      train_once: `train_once(run, t, *feed) -> run`, for one step.
+      measure: `measure(run, eval_batch) -> metrics`.
+    """
 
     start: Any
     train: Any
+    train_alone: Any
     train_once: Any
     measure: Any
 
 
 class Form(NamedTuple):
-    """What a step takes and returns: names of metrics, the carry's structure, the program and its constants."""
+    """What a step takes and returns.
+
+    Attributes:
+      metrics, evals: the names of what it reports.
+      carry: shapes and dtypes of its carry.
+      step: the step as it was traced, so that the user's code runs once.
+      program: the same as a closed jaxpr.
+      key_impl: the kind of its random keys.
+    """
 
     metrics: tuple[str, ...]
     evals: tuple[str, ...]
-    carry: Any
-    program: str
-    consts: list[Any]
+    carry: PyTree
+    step: StepFn
+    program: Any
     key_impl: str
 
 
+def _strong(carry: PyTree) -> PyTree:
+    """A carry without weak types: they would change in the loop."""
+    return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), carry)
+
+
+def _at(tree: PyTree, index: Array) -> PyTree:
+    """The entry of every leaf along its leading axis, at an index within it."""
+    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), tree)
+
+
 def fresh(carry: PyTree, names: Sequence[str], num_steps: int) -> Run:
-    """A run before its first step. Weak types are dropped: they would change in the loop."""
+    """A run before its first step."""
     return Run(
-        carry=jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), carry),
-        first=jnp.zeros((), jnp.float32),
-        average=jnp.zeros((), jnp.float32),
-        best=jnp.full((), jnp.inf, jnp.float32),
+        carry=_strong(carry),
+        track=jnp.array([0, 0, 0, jnp.inf], jnp.float32),
         diverged_at=jnp.full((), -1, jnp.int32),
         history={name: jnp.full(num_steps, jnp.nan, jnp.float32) for name in names},
     )
 
 
-def record(t: Array, run: Run, carry: PyTree, metrics: Metrics, stop_factor: ScalarLike) -> Run:
-    """The run after step `t`, which led to `carry`: taken, or frozen where the lane diverges or has diverged."""
+def blank(form: Form, num_steps: int) -> tuple[Run, Run]:
+    """Memory for a lone run and for reports of many, on the host where it can be: only random keys cannot."""
+
+    def room(leaf: jax.ShapeDtypeStruct) -> Any:
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        return (jax.lax.full if is_key else np.full)(leaf.shape, 0, leaf.dtype)
+
+    def run(carry: PyTree, *lead: int) -> Run:
+        beside: dict[str, Any] = {
+            "track": np.zeros((*lead, 4), np.float32),
+            "diverged_at": np.zeros(lead, np.int32),
+            "history": {name: np.zeros((*lead, num_steps), np.float32) for name in form.metrics},
+        }
+        return Run(carry=carry, **beside)
+
+    return run(jax.tree.map(room, form.carry)), run(None, LANES_PER_CALL)
+
+
+def record(
+    t: Array, run: Run, carry: PyTree, metrics: Metrics, stop_factor: ScalarLike, *, freeze: bool
+) -> Run:
+    """The run after step `t`, which led to `carry`; a lane that stops here keeps, to `freeze`, the carry it had."""
     loss = metrics["loss"].astype(jnp.float32)
-    first = jnp.where(t == 0, loss, run.first)
-    average = AVERAGE_DECAY * run.average + (1 - AVERAGE_DECAY) * loss
-    smooth = average / (1 - AVERAGE_DECAY ** (t + 1).astype(jnp.float32))
-    best = jnp.minimum(run.best, smooth)
-    rise = smooth - best > stop_factor * jnp.maximum(jnp.abs(first), jnp.abs(best))
+    first, total, weight, lowest = run.track
+    first = jnp.where(t == 0, loss, first)
+    total = AVERAGE_DECAY * total + (1 - AVERAGE_DECAY) * loss
+    weight = AVERAGE_DECAY * weight + (1 - AVERAGE_DECAY)
+    average = total / weight
+    best = jnp.minimum(lowest, average)
+    rise = average - best > stop_factor * jnp.maximum(jnp.abs(first), jnp.abs(best))
     live = run.diverged_at < 0
     goes_on = live & jnp.isfinite(loss) & ~rise
     return Run(
-        carry=jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), carry, run.carry),
-        first=first,
-        average=average,
-        best=best,
+        carry=jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), carry, run.carry)
+        if freeze
+        else _strong(carry),
+        track=jnp.stack([first, total, weight, best]),
         diverged_at=jnp.where(live & ~goes_on, t, run.diverged_at),
         history={
-            name: values.at[t].set(jnp.where(live, metrics[name].astype(jnp.float32), jnp.nan))
+            name: jax.lax.dynamic_update_index_in_dim(
+                values, jnp.where(live, metrics[name].astype(jnp.float32), jnp.nan), t, 0
+            )
             for name, values in run.history.items()
         },
     )
@@ -114,7 +179,7 @@ def inspect(
 
     carry = jax.eval_shape(prepared, start, lane)
     key = jax.eval_shape(lambda: jax.random.key(0, impl=key_impl))
-    jaxpr, (after, metrics) = jax.make_jaxpr(step, return_shape=True)(carry, lane, batch, key)
+    program, (after, metrics) = jax.make_jaxpr(step, return_shape=True)(carry, lane, batch, key)
     if "loss" not in metrics:
         raise ValueError(f'step must return metrics["loss"], got metrics {sorted(metrics)}.')
     for name, value in metrics.items():
@@ -129,28 +194,29 @@ def inspect(
                 f"step must keep shapes and dtypes of its carry, got {new.dtype}{list(new.shape)} for "
                 f"{old.dtype}{list(old.shape)} at carry{jax.tree_util.keystr(path)}."
             )
-    evals = {}
-    if evaluate:
-        evals = jax.eval_shape(evaluate, carry, eval_batch)
+    flat_step, form = jax.extend.core.jaxpr_as_fun(program), jax.tree.structure((carry, metrics))
+
+    def traced(*arguments: PyTree) -> tuple[PyTree, Metrics]:
+        # What does not depend on the arguments comes as Python numbers.
+        return jax.tree.unflatten(form, map(jnp.asarray, flat_step(*jax.tree.leaves(arguments))))
+
     return Form(
         metrics=tuple(sorted(metrics)),
-        evals=tuple(sorted(evals)),
-        carry=jax.tree.structure(carry),
-        program=str(jaxpr),
-        consts=jaxpr.consts,
+        evals=tuple(sorted(jax.eval_shape(evaluate, carry, eval_batch) if evaluate else ())),
+        carry=carry,
+        step=traced,
+        program=program,
         key_impl=key_impl,
     )
 
 
 def programs(
-    step: StepFn,
+    form: Form,
     init: Callable[[PyTree, PyTree], PyTree] | None,
     evaluate: Callable[[PyTree, PyTree], Metrics] | None,
     *,
-    names: Sequence[str],
     num_steps: int,
     stop_factor: ScalarLike,
-    key_impl: str,
     layout: Layout,
 ) -> Programs:
     """Build the programs of a training step; nothing is compiled before they are called."""
@@ -160,20 +226,24 @@ def programs(
 
     def start(carry: PyTree, lane: PyTree) -> Run:
         def one_start(carry: PyTree, lane: PyTree) -> Run:
-            return fresh(init(carry, lane) if init else carry, names, num_steps)
+            return fresh(init(carry, lane) if init else carry, form.metrics, num_steps)
 
         return spread(one_start, (0, None), (None, 0))(carry, lane)
 
+    def batch_of(t: Array, batches: PyTree, order: Array) -> PyTree:
+        if not layout.batched:
+            return _at(batches, _at(order, t))
+        # One gather for all lanes of a seed: no batch is copied per lane.
+        index = (jnp.arange(len(order)), order[:, t]) if layout.per_seed else order[:, t]
+        return jax.tree.map(lambda leaf: leaf[index], batches)
+
     def train_once(run: Run, t: Array, lane: PyTree, batches: PyTree, order: Array, key: Array) -> Run:
         def one_step(run: Run, lane: PyTree, batch: PyTree, key: Array) -> Run:
-            here = jax.random.fold_in(jax.random.wrap_key_data(key, impl=key_impl), t)
-            carry, metrics = step(run.carry, lane, batch, here)
-            return record(t, run, carry, metrics, stop_factor)
+            here = jax.random.fold_in(jax.random.wrap_key_data(key, impl=form.key_impl), t)
+            carry, metrics = form.step(run.carry, lane, batch, here)
+            return record(t, run, carry, metrics, stop_factor, freeze=layout.freeze)
 
-        # One gather for all lanes of a seed: no batch is copied per lane.
-        own = layout.batched and layout.per_seed
-        index = (jnp.arange(len(order)), order[:, t]) if own else order[..., t]
-        batch = jax.tree.map(lambda leaf: leaf[index], batches)
+        batch = batch_of(t, batches, order)
         return spread(one_step, (0, None, 0, 0), (0, 0, None, None))(run, lane, batch, key)
 
     def train(run: Run, begin: Array, end: Array, *feed: Any) -> Run:
@@ -182,6 +252,30 @@ def programs(
             lambda state: (state[0] + 1, train_once(state[1], state[0], *feed)),
             (begin, run),
         )[1]
+
+    def train_alone(
+        memory: tuple[Run, Run],
+        carry: PyTree,
+        count: Array,
+        begin: Array,
+        end: Array,
+        lanes: PyTree,
+        *feed: Any,
+    ) -> tuple[Run, Run]:
+        def next_lane(state: tuple[Array, Run, Run]) -> tuple[Array, Run, Run]:
+            i, run, reports = state
+            lane = _at(lanes, i)
+            begun = jax.lax.cond(begin == 0, lambda: start(carry, lane), lambda: run)
+            ended = train(begun, begin, end, lane, *feed)
+            more = jax.tree.map(
+                lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, i, 0),
+                reports,
+                ended._replace(carry=None),
+            )
+            return i + 1, ended, more
+
+        begun = (jnp.zeros((), jnp.int32), *memory)
+        return jax.lax.while_loop(lambda state: state[0] < count, next_lane, begun)[1:]
 
     def measure(run: Run, eval_batch: PyTree) -> Metrics:
         def one_measure(run: Run, eval_batch: PyTree) -> Metrics:
@@ -205,6 +299,7 @@ def programs(
     return Programs(
         start=jit(start, (all_of, feed[0])),
         train=jit(train, (runs, all_of, all_of, *feed), donate_argnums=0),
+        train_alone=jax.jit(train_alone, donate_argnums=0),
         train_once=jit(train_once, (runs, all_of, *feed), donate_argnums=0),
         measure=jit(measure, (runs, all_of)),
     )

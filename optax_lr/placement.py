@@ -30,6 +30,7 @@ class Place(NamedTuple):
       width: how many lanes one call holds, over all devices; 1 where the layout is not batched.
       workers: how many jobs run at a time, on host threads.
       stepwise: whether each step is dispatched on its own.
+      alone: whether one program starts a lone lane and trains it.
       words: all of it in a phrase.
     """
 
@@ -38,6 +39,7 @@ class Place(NamedTuple):
     workers: int
     stepwise: bool
     words: str
+    alone: bool = False
 
     @property
     def devices(self) -> int:
@@ -102,25 +104,28 @@ def choose(
     mesh: Mesh | None,
     per_seed: bool,
     convolves: bool,
+    freeze: bool,
     bytes_of: Callable[[int], int],
 ) -> Place:
     """Where lanes run fastest (module docstring of `sweep`).
 
     Args:
       start: the start of one lane; where it is sharded, it stays so.
+      freeze: whether final carries are asked for.
       chunk: lanes at once on each device, where the user says so.
       bytes_of: how many bytes a program needs that holds so many lanes.
     """
     work = f"{num_lanes} lanes x {num_seeds} seeds"
     if any(map(_is_sharded, jax.tree.leaves(start))):
-        layout = Layout(batched=False, per_seed=per_seed)
+        layout = Layout(batched=False, per_seed=per_seed, freeze=freeze)
         return Place(layout, 1, 1, False, f"{work}, one after the other, sharded as their start")
     devices = list(jax.devices() if mesh is None else mesh.devices.flat)
     platform = devices[0].platform
     if platform == "cpu" and len(devices) == 1 and chunk is None:
         way = "step by step" if convolves else "one program a lane"
-        layout = Layout(batched=False, per_seed=per_seed)
-        return Place(layout, 1, cores(), convolves, f"{work} on {cores()} host threads, {way}")
+        layout = Layout(batched=False, per_seed=per_seed, freeze=freeze)
+        words = f"{work} on {cores()} host threads, {way}"
+        return Place(layout, 1, cores(), convolves, words, alone=not convolves)
     most = math.ceil(num_lanes / len(devices))
     fits = most if chunk is None else min(chunk, most)
     if chunk is None and platform == "cpu":

@@ -41,7 +41,7 @@ class Bar:
         if self._stopped.is_set():
             raise RuntimeError("The sweep was stopped.")
         with self._lock:
-            self._best = min(self._best, np.min(seen.best))
+            self._best = min(self._best, np.min(seen.track[..., -1]))
             self._alive -= int(np.sum(seen.diverged_at >= 0)) if last else 0
             self._bar.set_postfix(alive=max(0, self._alive), best=f"{self._best:.4g}", refresh=False)
-            self._bar.update(min(steps * np.size(seen.best), self._bar.total - self._bar.n))
+            self._bar.update(min(steps * np.size(seen.diverged_at), self._bar.total - self._bar.n))

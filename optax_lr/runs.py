@@ -49,7 +49,7 @@ class Stage(NamedTuple):
         return self.engine.run(
             jax.tree.map(lambda leaf: leaf[:seeds], starts) if self.problem.drawn else starts,
             {
-                name: jnp.asarray(x, jnp.float32 if x.dtype.kind == "f" else jnp.int32)
+                name: np.asarray(x, np.float32 if x.dtype.kind == "f" else np.int32)
                 for name, x in lanes.items()
             },
             self.problem.batches,

@@ -11,9 +11,8 @@ time, since XLA's CPU backend runs a convolution inside a loop many times slower
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,16 +21,14 @@ from jax.sharding import Mesh
 from jaxtyping import Array, ScalarLike
 
 from . import checks
-from .batches import batch_orders, is_stacked, leading_axis, read_batches
+from .batches import batch_orders, is_stacked, leading_axis, read_batches, root_key, seed_keys
 from .checkpoints import Store, digest, digest_of_program, kept_chunk
-from .lanes import Form, Layout, Programs, Run, StepFn, inspect, programs
+from .jobs import Feed, Work, call_ends, run_jobs, take
+from .lanes import Form, Layout, Programs, StepFn, inspect, programs
 from .placement import Place, choose, is_key
 from .progress import Bar
 from .results import SweepResult
 from .types import Metrics, PyTree
-
-# A run is cut into calls of the program of this many steps, or of a twentieth of it, so that progress shows.
-STEPS_PER_CALL = 100
 
 
 def sweep(
@@ -73,7 +70,9 @@ def sweep(
         Seed 0 keeps their order; every other seed has its own.
       num_steps: how many steps each lane takes, at least 1.
       seeds: how many runs each lane has, at least 1.
-      key: where the orders and the step's keys come from; `jax.random.key(0)` by default.
+      key: where the orders and the step's keys come from; `jax.random.key(0)` by default. Step t of seed s gets
+        `fold_in(k, t)`, where the bits of k are `SeedSequence(bits of key, spawn_key=(s,)).generate_state(...)` of
+        NumPy.
       carry_per_seed: whether `carry` has a leading axis [seeds].
       per_seed: whether `batches` and `eval_batch` have a leading axis [seeds], before that of the batches (the
         folds of a cross-validation).
@@ -141,32 +140,6 @@ def sweep(
     )
 
 
-class _Feed(NamedTuple):
-    """What the programs of a sweep are fed with, on the host or as the user's own arrays."""
-
-    carry: PyTree
-    lanes: PyTree
-    batches: PyTree
-    eval_batch: PyTree
-    orders: np.ndarray
-    keys: np.ndarray
-
-
-class _Work(NamedTuple):
-    """What all jobs of a sweep share."""
-
-    jobs: list[tuple[Any, Any]]
-    place: Place
-    made: Programs
-    feed: _Feed
-    data: PyTree
-    eval_data: PyTree
-    carry_per_seed: bool
-    num_steps: int
-    store: Store
-    bar: Bar
-
-
 class Engine:
     """The programs of a sweep, fed with as many sets of lanes as come: a refinement compiles nothing.
 
@@ -191,8 +164,8 @@ class Engine:
         self._stop_factor = checks.concrete("stop_factor", stop_factor, above=0)
         self._mesh = mesh
         self._step, self._init, self._evaluate = step, init, evaluate if self.eval_steps else None
-        self._made: dict[tuple[Layout, tuple[str, ...], str], Programs] = {}
         self._forms: dict[Any, Form] = {}
+        self._made: dict[tuple[Any, Layout], Programs] = {}
 
     def run(
         self,
@@ -219,23 +192,23 @@ class Engine:
         """
         steps = self.num_steps if num_steps is None else num_steps
         num_lanes, num_seeds = leading_axis("lanes", lanes), checks.size("seeds", seeds)
-        root = jax.random.key(0) if key is None else key
-        one_seed = _take(batches, 0) if per_seed else batches
-        feed = _Feed(
+        root = root_key(key)
+        one_seed = take(batches, 0) if per_seed else batches
+        feed = Feed(
             carry=carry,
             lanes=jax.tree.map(np.asarray, lanes),
             batches=batches,
             eval_batch=eval_batch,
             orders=batch_orders(leading_axis("batches", one_seed), self.num_steps, num_seeds, root),
-            keys=np.asarray(jax.random.key_data(jax.random.split(root, num_seeds))),
+            keys=seed_keys(num_seeds, root),
         )
-        start = _take(carry, 0) if carry_per_seed else carry
-        form = self._form(
+        start = take(carry, 0) if carry_per_seed else carry
+        which, form = self._form(
             (
                 start,
-                _take(feed.lanes, 0),
-                _take(one_seed, 0),
-                _take(eval_batch, 0) if per_seed else eval_batch,
+                take(feed.lanes, 0),
+                take(one_seed, 0),
+                take(eval_batch, 0) if per_seed else eval_batch,
             ),
             str(jax.random.key_impl(root)),
         )
@@ -253,11 +226,14 @@ class Engine:
             chunk=self._chunk or kept_chunk(checkpoint),
             mesh=self._mesh,
             per_seed=per_seed,
-            convolves="conv_general_dilated" in form.program,
+            convolves="conv_general_dilated" in str(form.program),
+            freeze=return_carries,
             bytes_of=bytes_of,
         )
         if carry_per_seed and not place.layout.batched and place.devices == 1:
             feed = feed._replace(carry=jax.tree.map(_on_host, carry))
+        elif place.alone:
+            feed = feed._replace(carry=jax.device_put(carry))
         if not carry_per_seed and place.layout.batched:
             feed = feed._replace(
                 carry=jax.tree.map(lambda x: jnp.broadcast_to(x, (num_seeds, *x.shape)), carry)
@@ -272,23 +248,31 @@ class Engine:
             num_evals=len(self.eval_steps),
             keep_carries=return_carries,
             directory=checkpoint,
-            problem=None if checkpoint is None else self._identity(form, carry, feed, place, steps),
+            problem=None
+            if checkpoint is None
+            else self._identity(form, carry, feed, place, steps, return_carries),
         )
-        work = _Work(
-            jobs=place.jobs(num_seeds, num_lanes),
-            place=place,
-            made=self._programs(place.layout, form),
-            feed=feed,
-            data=None if stream and place.layout.batched else place.put(jax.tree.map(jnp.asarray, batches)),
-            eval_data=place.put(jax.tree.map(jnp.asarray, eval_batch)),
-            carry_per_seed=carry_per_seed or place.layout.batched,
-            num_steps=steps,
-            store=store,
-            bar=Bar(description, place, store, num_seeds * num_lanes, steps, progress),
+        run_jobs(
+            Work(
+                jobs=place.jobs(num_seeds, num_lanes),
+                place=place,
+                made=self._programs(which, place.layout),
+                form=form,
+                feed=feed,
+                data=None if stream and place.layout.batched else place.put(jax.device_put(batches)),
+                eval_data=place.put(jax.device_put(eval_batch)),
+                carry_per_seed=carry_per_seed or place.layout.batched,
+                num_steps=steps,
+                history_steps=self.num_steps,
+                eval_steps=self.eval_steps if self._evaluate else [],
+                at_once=place.alone
+                and not (self._evaluate or return_carries or checkpoint)
+                and call_ends(steps, []) == [steps],
+                store=store,
+                bar=Bar(description, place, store, num_seeds * num_lanes, steps, progress),
+                spares=[],
+            )
         )
-        with ThreadPoolExecutor(place.workers) as pool, work.bar:
-            for _ in pool.map(lambda job: self._job(work, job), range(len(work.jobs))):
-                pass
         store.save()
 
         def join(tree: PyTree) -> PyTree:
@@ -298,78 +282,21 @@ class Engine:
         if return_carries:
             leaves = [
                 np.stack(each)
-                for each in zip(*(store.carries[job] for job in range(len(work.jobs))), strict=True)
+                for each in zip(*(store.carries[job] for job in range(len(store.done))), strict=True)
             ]
-            carries = join(jax.tree.unflatten(form.carry, leaves))
+            carries = join(jax.tree.unflatten(jax.tree.structure(form.carry), leaves))
         evals = sum(step <= steps for step in self.eval_steps)
         return SweepResult(
             metrics={name: values[..., :steps] for name, values in join(store.history).items()},
             evals={name: values[..., :evals] for name, values in join(store.evals).items()},
-            diverged_at=join(store.scalars["diverged_at"]),
+            diverged_at=join(store.judged["diverged_at"]),
             carries=carries,
             placement=place.words,
             skipped_steps=store.skipped,
             redone_steps=store.redone,
         )
 
-    def _job(self, work: _Work, job: int) -> None:
-        """Run one job from its last checkpoint, or from the start, to its end."""
-        place, store, (of_seed, of_lane), begin = (
-            work.place,
-            work.store,
-            work.jobs[job],
-            int(work.store.done[job]),
-        )
-        if begin == work.num_steps:
-            return
-        lane = place.put(_take(work.feed.lanes, of_lane), split=True)
-        start = _take(work.feed.carry, of_seed) if work.carry_per_seed else work.feed.carry
-        run = work.made.start(place.put(start) if place.layout.batched else start, lane)
-        if begin:
-            run = _restored(run, store, job)
-        key = place.put(work.feed.keys[of_seed])
-        eval_data = _take(work.eval_data, of_seed) if place.layout.per_seed else work.eval_data
-        for end, data, order in self._segments(work, of_seed, begin):
-            feed = (lane, data, order, key)
-            if place.stepwise:
-                run = _step_by_step(work.made, run, begin, end, feed)
-            else:
-                run = work.made.train(run, np.int32(begin), np.int32(end), *feed)
-            at = self.eval_steps.index(end) if self._evaluate and end in self.eval_steps else None
-            evals = {} if at is None else place.get(work.made.measure(run, eval_data))
-            seen = place.get(run if store.wants_carry(end) else run._replace(carry=None))
-            store.put(job, end, seen, evals, at)
-            work.bar.report(seen, end - begin, last=end == work.num_steps)
-            begin = end
-
-    def _segments(self, work: _Work, of_seed: Any, begin: int) -> Iterator[tuple[int, PyTree, Any]]:
-        """The ends of the calls after `begin`, each with its batches and the order they are read in.
-
-        Batches that stay on the host are sent for one call, while the call before it computes.
-        """
-        stride = max(STEPS_PER_CALL, -(-self.num_steps // 20))
-        ends = sorted({*range(stride, self.num_steps, stride), *self.eval_steps, self.num_steps})
-        todo = sorted({min(end, work.num_steps) for end in ends if end > begin})
-        if work.data is not None:
-            data = _take(work.data, of_seed) if work.place.layout.per_seed else work.data
-            order = work.place.put(work.feed.orders[of_seed])
-            yield from ((end, data, order) for end in todo)
-            return
-        orders, longest = work.feed.orders[of_seed], max(np.diff([0, *ends]))
-
-        def send(first: int, last: int) -> tuple[PyTree, Any]:
-            steps = np.minimum(np.arange(first, first + longest), last - 1)
-            rows = orders[:, steps]
-            local = np.zeros_like(orders)
-            local[:, steps] = np.arange(rows.size).reshape(rows.shape)
-            return work.place.put(_take(work.feed.batches, rows.ravel())), work.place.put(local)
-
-        ahead = send(begin, todo[0])
-        for end, following in itertools.zip_longest(todo, todo[1:]):
-            here, ahead = ahead, send(end, following) if following else ahead
-            yield end, *here
-
-    def _form(self, examples: tuple[PyTree, ...], key_impl: str) -> Form:
+    def _form(self, examples: tuple[PyTree, ...], key_impl: str) -> tuple[Any, Form]:
         """What the step takes and returns, looked at once for arguments of the same shapes and dtypes."""
         shapes = tuple((np.shape(leaf), jnp.result_type(leaf)) for leaf in jax.tree.leaves(examples))
         which = (jax.tree.structure(examples), shapes, key_impl)
@@ -378,23 +305,20 @@ class Engine:
             self._forms[which] = inspect(
                 self._step, self._init, self._evaluate, start, lane, batch, eval_batch, key_impl
             )
-        return self._forms[which]
+        return which, self._forms[which]
 
-    def _programs(self, layout: Layout, form: Form) -> Programs:
-        """The programs for a layout, made once."""
-        which = (layout, form.metrics, form.key_impl)
-        if which not in self._made:
-            self._made[which] = programs(
-                self._step,
+    def _programs(self, which: Any, layout: Layout) -> Programs:
+        """The programs of a form in a layout, made once."""
+        if (which, layout) not in self._made:
+            self._made[which, layout] = programs(
+                self._forms[which],
                 self._init,
                 self._evaluate,
-                names=form.metrics,
                 num_steps=self.num_steps,
                 stop_factor=self._stop_factor,
-                key_impl=form.key_impl,
                 layout=layout,
             )
-        return self._made[which]
+        return self._made[which, layout]
 
     def batched_program(
         self,
@@ -419,23 +343,23 @@ class Engine:
         key = jax.random.key_data(jax.random.key(0))
         one_batch, lane_shape = shaped(batches, drop=2 if per_seed else 1), shaped(lanes, drop=1)
         form = inspect(
-            self._step,
+            self._step, self._init, None, shaped(start), lane_shape, one_batch, None, "threefry2x32"
+        )
+        made = programs(
+            form,
             self._init,
             None,
-            shaped(start),
-            lane_shape,
-            one_batch,
-            None,
-            "threefry2x32",
+            num_steps=self.num_steps,
+            stop_factor=self._stop_factor,
+            layout=Layout(batched=True, per_seed=per_seed),
         )
-        made = self._programs(Layout(batched=True, per_seed=per_seed), form)
         lane, step = shaped(lanes, width, drop=1), jax.ShapeDtypeStruct((), jnp.int32)
         run = jax.eval_shape(made.start, shaped(start, seeds), lane)
         order = jax.ShapeDtypeStruct((seeds, self.num_steps), jnp.int32)
         return made.train, (run, step, step, lane, shaped(batches), order, shaped(key, seeds))
 
     def _identity(
-        self, form: Form, carry: PyTree, feed: _Feed, place: Place, num_steps: int
+        self, form: Form, carry: PyTree, feed: Feed, place: Place, num_steps: int, return_carries: bool
     ) -> dict[str, Any]:
         """What makes a checkpoint this sweep's: everything that its bits depend on."""
         return {
@@ -444,46 +368,20 @@ class Engine:
             "batches": digest(feed.batches),
             "eval_batch": digest(feed.eval_batch),
             "key": digest(feed.keys),
-            "step": digest_of_program(form.program) + digest(form.consts),
+            "step": digest_of_program(str(form.program)) + digest(form.program.consts),
             "num_steps": num_steps,
             "eval_steps": self.eval_steps,
             "history_steps": self.num_steps,
             "stop_factor": self._stop_factor,
             "lanes_at_once": place.width // place.devices if place.layout.batched else None,
             "devices": place.devices,
+            "return_carries": return_carries,
         }
-
-
-def _step_by_step(made: Programs, run: Run, begin: int, end: int, feed: tuple) -> Run:
-    """What `train` does, with one dispatch a step."""
-    for t in range(begin, end):
-        if run.diverged_at >= 0:
-            break
-        run = made.train_once(run, np.int32(t), *feed)
-    return run
-
-
-def _restored(run: Run, store: Store, job: int) -> Run:
-    """The state of a job as it was saved, laid out as a fresh run is."""
-
-    def placed(like: Array, saved: Any) -> Array:
-        if is_key(like):
-            saved = jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(like))
-        return jax.device_put(saved, like.sharding)
-
-    scalars = {name: values[job] for name, values in store.scalars.items()}
-    history = {name: values[job] for name, values in store.history.items()}
-    carry = jax.tree.unflatten(jax.tree.structure(run.carry), store.carries[job])
-    return jax.tree.map(placed, run, Run(carry=carry, history=history, **scalars))
 
 
 def _on_host(leaf: Any) -> Any:
     """An array that is cheap to slice; random keys and what is sharded stay where they are."""
     return leaf if is_key(leaf) or len(getattr(leaf, "devices", list)()) > 1 else np.asarray(leaf)
-
-
-def _take(tree: PyTree, index: Any) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def _increasing_steps(name: str, steps: Sequence[int], last: int) -> list[int]:

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, ScalarLike
 
-from .batches import is_stacked, read_batches, shapes
+from .batches import is_stacked, read_batches, root_key, shapes
 from .learning_rate import with_rates_of
 from .types import Metrics, PyTree, Schedule
 
@@ -263,12 +263,11 @@ def pose(
     """
     if loss.eval_fn is not None and eval_batch is None:
         raise ValueError("eval_fn needs eval_batch: the data that it is called with.")
-    root = jax.random.key(0) if key is None else key
-    stream = jax.random.fold_in(root, _START_STREAM)
-    keys = [jax.random.fold_in(stream, seed) for seed in range(seeds)]
+    root = root_key(key)
+    drawn = _is_drawn(params) or _is_drawn(model_state)
+    keys = _start_keys(root, seeds) if drawn else [root]
     parts = [_partition(start) for start in _starts(params, keys)]
     states = _starts(model_state, keys)
-    drawn = _is_drawn(params) or _is_drawn(model_state)
     trained, _, static = parts[0]
     resumed = None if opt_state is None else jax.tree.map(jnp.asarray, opt_state)
     if not jax.tree.leaves(trained):
@@ -427,6 +426,11 @@ def _scalars(name: str, metrics: Any, *, without: str | None = None) -> dict[str
 
 def _is_scalar(value: Any) -> bool:
     return _is_number(value) and np.shape(value) == ()
+
+
+def _start_keys(root: Array, seeds: int) -> list[Array]:
+    stream = jax.random.fold_in(root, _START_STREAM)
+    return [jax.random.fold_in(stream, seed) for seed in range(seeds)]
 
 
 def _starts(tree: PyTree | Callable[[Array], PyTree], keys: Sequence[Array]) -> list[PyTree]:

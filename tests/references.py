@@ -3,6 +3,8 @@
 import math
 from fractions import Fraction
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 # Curves, rising from 0 to 1.
@@ -254,3 +256,10 @@ def clipped(t, min_value, max_value):
 def in_epochs(t, steps_per_epoch, staircase=False):
     epoch = t // steps_per_epoch if staircase else t / steps_per_epoch
     return inner(epoch, length=10)
+
+
+def key_of_seed(key, seed):
+    """The key of a seed's steps, from NumPy's hash of the bits of a sweep's key and the seed's number."""
+    bits = np.asarray(jax.random.key_data(key))
+    hashed = np.random.SeedSequence(bits.tolist(), spawn_key=(seed,)).generate_state(len(bits))
+    return jax.random.wrap_key_data(jnp.asarray(hashed))

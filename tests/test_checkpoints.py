@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -11,9 +10,8 @@ import orbax.checkpoint
 import pytest
 
 import optax_lr as olr
-from optax_lr import checkpoints
+from optax_lr import checkpoints, jobs
 
-sweeps = sys.modules["optax_lr.sweep"]  # `optax_lr.sweep` is the function
 BATCHES = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
 LANES = np.array([0.05, 0.1, 0.2], np.float32)
 
@@ -46,7 +44,7 @@ def same(one, other):
 @pytest.fixture
 def small_calls(monkeypatch):
     """Calls of ten steps, a checkpoint after each."""
-    monkeypatch.setattr(sweeps, "STEPS_PER_CALL", 10)
+    monkeypatch.setattr(jobs, "STEPS_PER_CALL", 10)
     monkeypatch.setattr(checkpoints, "SECONDS_BETWEEN_SAVES", 0.0)
 
 
@@ -98,6 +96,7 @@ def test_the_chunk_of_a_checkpoint_is_kept(tmp_path, small_calls):
         ({"carry": {"x": jnp.float32(0.5), "key": jax.random.key(4)}}, "start"),
         ({"stop_factor": 4.0}, "stop_factor"),
         ({"eval_batch": np.float32(0.4)}, "eval_batch"),
+        ({"return_carries": False}, "return_carries"),
     ],
 )
 def test_a_checkpoint_of_another_sweep_is_refused_by_what_differs(tmp_path, small_calls, changes, named):

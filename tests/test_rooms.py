@@ -14,7 +14,7 @@ PACKAGE = pathlib.Path(olr.__file__).parent
 
 # From the first to the last: a room imports from rooms before it.
 ROOMS = """types checks curves cycles schedules decays cyclical compose learning_rate labels layerwise gains
-    resilient plateau results batches lanes placement checkpoints progress sweep suggest diagnose grids
+    resilient plateau results batches lanes placement checkpoints progress jobs sweep suggest diagnose grids
     training runs range_test searches finder refind snapshots plots nnx""".split()
 
 # A method of `results` may import `plots`, so that a suggestion shows its picture.

@@ -5,9 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from lowerings import count_lowerings
+from references import key_of_seed
 
 import optax_lr as olr
-from optax_lr.batches import batch_orders
+from optax_lr import checkpoints, jobs
+from optax_lr.batches import batch_orders, root_key
 from optax_lr.placement import bytes_needed, lanes_that_fit
 from optax_lr.sweep import Engine
 
@@ -51,10 +54,10 @@ def test_every_placement_equals_a_plain_loop(lanes_at_once):
         eval_steps=[4, 9],
         progress=False,
     )
-    orders, keys = batch_orders(len(BATCHES), 9, 2, key), jax.random.split(key, 2)
+    orders = batch_orders(len(BATCHES), 9, 2, key)
     for seed in range(2):
         for lane, rate in enumerate(LANES):
-            carry, losses = plain_loop(start, rate, orders[seed], keys[seed], 9)
+            carry, losses = plain_loop(start, rate, orders[seed], key_of_seed(key, seed), 9)
             np.testing.assert_allclose(found.metrics["loss"][seed, lane], losses, rtol=1e-6)
             np.testing.assert_allclose(found.carries["x"][seed, lane], carry["x"], rtol=1e-6)
             np.testing.assert_allclose(
@@ -144,12 +147,62 @@ def test_a_refinement_compiles_nothing():
         return step(carry, rate, batch, key)
 
     engine = Engine(counted, num_steps=5)
-    engine.run({"x": jnp.float32(1)}, LANES, BATCHES, progress=False)
-    made = next(iter(engine._made.values()))
+    with count_lowerings() as first:
+        engine.run({"x": jnp.float32(1)}, LANES, BATCHES, progress=False)
     before = len(traces)
-    engine.run({"x": jnp.float32(1)}, np.geomspace(0.2, 0.4, 11).astype(np.float32), BATCHES, progress=False)
-    assert len(engine._made) == 1 and len(traces) == before
-    assert (made.train._cache_size(), made.start._cache_size()) == (1, 1)
+    with count_lowerings() as second:
+        engine.run(
+            {"x": jnp.float32(1)}, np.geomspace(0.2, 0.4, 11).astype(np.float32), BATCHES, progress=False
+        )
+    assert first == ["jit(train_alone)"] and second == []
+    assert len(traces) == before == 1
+
+
+def test_lanes_that_share_a_call_have_the_bits_of_lanes_alone(monkeypatch):
+    shared, run_at_once = [], jobs._run_at_once
+
+    def counted(work, some):
+        shared.append(len(some))
+        run_at_once(work, some)
+
+    monkeypatch.setattr(jobs, "_run_at_once", counted)
+    # One lane of each four is mad: it stops early and the next one starts in its place.
+    rates = np.where(np.arange(50) % 4 == 1, np.float32(1e30), np.geomspace(0.01, 0.3, 50, dtype=np.float32))
+    engine, start = Engine(step, num_steps=9), {"x": jnp.float32(1.5)}
+    together = engine.run(start, rates, BATCHES, seeds=2, progress=False)
+    assert max(shared) > 1 and sum(shared) > 50
+    monkeypatch.setattr(jobs, "SECONDS_PER_CALL", 0.0)
+    shared.clear()
+    alone = engine.run(start, rates, BATCHES, seeds=2, progress=False)
+    assert shared == []
+    jax.tree.map(np.testing.assert_array_equal, together[:4], alone[:4])
+    assert ((together.diverged_at >= 0) == (rates > 1)).all()
+
+
+@pytest.mark.parametrize("lanes_at_once", ["auto", 2])
+def test_a_lane_that_diverged_makes_no_more_calls(monkeypatch, lanes_at_once):
+    ends, put = [], checkpoints.Store.put
+
+    def counted(self, job, end, *arguments):
+        ends.append(end)
+        put(self, job, end, *arguments)
+
+    monkeypatch.setattr(checkpoints.Store, "put", counted)
+    monkeypatch.setattr(jobs, "STEPS_PER_CALL", 10)
+    rates = np.full(2, np.nan, np.float32)
+    found = olr.sweep(
+        step, {"x": jnp.float32(1)}, rates, BATCHES, num_steps=90, lanes_at_once=lanes_at_once, progress=False
+    )
+    assert set(ends) == {90} and len(ends) == (2 if lanes_at_once == "auto" else 1)
+    assert (found.diverged_at == 1).all() and np.isnan(found.metrics["loss"][..., 2:]).all()
+
+
+@pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
+def test_the_default_key_is_that_of_zero_and_compiles_nothing(impl):
+    with jax.default_prng_impl(impl):
+        with count_lowerings() as lowered:
+            key = root_key(None)
+        assert lowered == [] and key == jax.random.key(0)
 
 
 def test_a_convolution_is_dispatched_step_by_step():
@@ -280,8 +333,6 @@ def test_lanes_fill_the_memory_that_there_is():
 
 
 def test_a_crash_in_one_lane_stops_the_others(monkeypatch):
-    from optax_lr import checkpoints
-
     reports, put = [], checkpoints.Store.put
 
     def failing(self, job, *arguments):
