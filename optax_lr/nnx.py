@@ -344,7 +344,7 @@ def _unpacked(
 
 
 def _module_of(model: Model, key: Array) -> nnx.Module:
-    """A module to take apart: a copy of the one given, or one that is drawn."""
+    """A module to take apart: a copy of the one given, or of one that is drawn."""
     if isinstance(model, nnx.Module):
         return nnx.clone(model)
     if not callable(model):
@@ -354,7 +354,7 @@ def _module_of(model: Model, key: Array) -> nnx.Module:
     module = model(key)
     if not isinstance(module, nnx.Module):
         raise ValueError(f"model must return an nnx.Module, got a {type(module).__name__}.")
-    return module
+    return nnx.clone(module)
 
 
 def _drawn_once(

@@ -86,20 +86,29 @@ def assert_same(one, other):
     jax.tree.map(np.testing.assert_array_equal, one[1], other[1])
 
 
-def own_loop(model, tx, num_steps, *, start=0, wrt=nnx.Param, optimizer=None):
-    """The loop of an NNX user over the batches in order; the model, its optimizer, losses and metrics."""
-    model = nnx.clone(model)
-    optimizer = nnx.Optimizer(model, tx, wrt=wrt) if optimizer is None else optimizer
+ADAM = optax.chain(optax.scale_by_adam(), olr.scale_by_learning_rate(1.0))
+
+
+@functools.cache
+def own_step(wrt):
+    """The training step of an NNX user, compiled once for models of one form and one transformation."""
 
     @nnx.jit
     def step(model, optimizer, batch):
-        found, gradients = nnx.value_and_grad(loss_and_metrics, argnums=nnx.DiffState(0, wrt), has_aux=True)(
-            model, batch
-        )
+        take = nnx.value_and_grad(loss_and_metrics, argnums=nnx.DiffState(0, wrt), has_aux=True)
+        found, gradients = take(model, batch)
         optimizer.update(model, gradients)
         return found
 
-    said = [step(model, optimizer, (INPUTS[t], TARGETS[t])) for t in range(start, start + num_steps)]
+    return step
+
+
+def own_loop(model, rate, num_steps, *, wrt=nnx.Param):
+    """The loop of an NNX user over the batches in order; the model, its optimizer, losses and metrics."""
+    model = nnx.clone(model)
+    optimizer = nnx.Optimizer(model, ADAM, wrt=wrt)
+    olr.nnx.set_learning_rate(optimizer, rate)
+    said = [own_step(wrt)(model, optimizer, (INPUTS[t], TARGETS[t])) for t in range(num_steps)]
     worst = [float(metrics["worst"]) for _, metrics in said]
     return model, optimizer, np.array([float(loss) for loss, _ in said]), np.array(worst)
 
@@ -139,7 +148,7 @@ def test_dropout_batch_norm_streams_and_counts_equal_a_plain_loop(lanes_at_once)
         has_aux=True, eval_batch=VALIDATION, eval_every=3, lanes_at_once=lanes_at_once,
     )  # fmt: skip
     for lane, rate in enumerate(curve.learning_rates):
-        model, _, losses, worst = own_loop(stateful(), optax.adam(jnp.float32(rate)), 6)
+        model, _, losses, worst = own_loop(stateful(), rate, 6)
         np.testing.assert_allclose(curve.losses[0, lane], losses, rtol=0, atol=1e-6)
         np.testing.assert_allclose(curve.metrics["worst"][0, lane], worst, rtol=0, atol=2e-6)
         model.eval()
@@ -196,7 +205,7 @@ def test_every_seed_draws_its_own_start_where_the_model_is_a_function():
     curve = quiet(loss_fn, draw, optax.adam, BATCHES, learning_rates=[0.03], num_steps=4, seeds=3)
     models = list(drawn.values())
     assert len(models) == 4  # one for the form of the model, and then each seed's once
-    first = [own_loop(model, optax.adam(0.03), 4)[2] for model in models]
+    first = [own_loop(model, 0.03, 4)[2] for model in models]
     np.testing.assert_allclose(curve.losses[0, 0], first[1], rtol=0, atol=1e-6)
     assert len(set(curve.losses[:, 0, 0].tolist())) == 3
 
@@ -211,7 +220,7 @@ def test_a_loss_may_take_a_key_and_may_sow():
         curve = quiet(loss, model, optax.sgd, BATCHES, eval_batch=VALIDATION, eval_every=1, **options)
     keys = [jax.random.fold_in(jax.random.split(jax.random.key(0), 1)[0], t) for t in range(3)]
     noise = [jax.random.uniform(key) for key in keys]
-    bare = own_loop(model, optax.sgd(1e-30), 3)[2]
+    bare = own_loop(model, 1e-30, 3)[2]
     np.testing.assert_allclose(curve.losses[0, 0] - bare, noise, atol=1e-6)
     assert len(set(curve.eval_losses[0, 0].tolist())) == 1  # one key for all evaluations
     assert not nnx.state(model, nnx.Intermediate)
@@ -221,8 +230,8 @@ def test_a_search_goes_on_in_the_middle_of_an_nnx_run():
     def visible(rate):
         return optax.chain(optax.scale_by_adam(), olr.scale_by_learning_rate(rate))
 
-    through = own_loop(stateful(), visible(0.03), 8)[2]
-    model, optimizer, *_ = own_loop(stateful(), visible(0.03), 4)
+    through = own_loop(stateful(), 0.03, 8)[2]
+    model, optimizer, *_ = own_loop(stateful(), 0.03, 4)
     later = jax.tree.map(lambda leaf: leaf[4:], BATCHES)
     for opt_state in (optimizer, optimizer.opt_state, nnx.as_pure(optimizer.opt_state)):
         curve = quiet(loss_fn, model, visible, later, learning_rates=[0.03], num_steps=4, opt_state=opt_state)
@@ -369,7 +378,7 @@ def test_low_rank_adapters_alone_are_trained():
     curve = quiet(
         loss_fn, adapted(), optax.adam, BATCHES, learning_rates=[0.1], num_steps=5, wrt=nnx.LoRAParam
     )
-    model, optimizer, losses, _ = own_loop(adapted(), optax.adam(0.1), 5, wrt=nnx.LoRAParam)
+    model, optimizer, losses, _ = own_loop(adapted(), 0.1, 5, wrt=nnx.LoRAParam)
     np.testing.assert_allclose(curve.losses[0, 0], losses, rtol=0, atol=1e-6)
     assert state_bytes(optimizer) == 2 * 4 * (3 * 2 + 2 * 4)
     after = variables(model)[1]
