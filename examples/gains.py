@@ -13,14 +13,16 @@ def interval(values):
 def report(measure, found, *, sign, percent=False):
     """A line for each way: its measure [seeds], and the gain over the first way, seed by seed; + is better.
 
-    `sign` is 1 where more is better, -1 where less is.
+    `sign` is 1 where more is better, -1 where less is. In the end it is said which ways are better than the first.
     """
     first, base = next(iter(found.items()))
     form, scale = (".1f", 100) if percent else (".4f", 1)
     print(f"{measure}, {len(base)} seeds{'':>20}gain over {first}")
-    width = max(map(len, found))
+    width, verdicts = max(map(len, found)), {}
     for name, values in found.items():
         (mean, half), (gain, spread) = interval(scale * values), interval(scale * sign * (values - base))
-        verdict = "better" if gain > spread else "worse" if gain < -spread else "even"
-        words = "" if name == first else f"{gain:>+12{form}} ± {spread:{form}} {verdict}"
+        verdicts[name] = "better" if gain > spread else "worse" if gain < -spread else "even"
+        words = "" if name == first else f"{gain:>+12{form}} ± {spread:{form}} {verdicts[name]}"
         print(f"  {name:<{width}}{mean:>10{form}} ± {half:{form}}{words}")
+    better = [name for name, verdict in verdicts.items() if verdict == "better"]
+    print(f"Better than {first}: {'; '.join(better) or 'none'}.")

@@ -15,14 +15,14 @@ from gains import report
 import optax_lr as olr
 import optax_lr.nnx
 
-STEPS, EVERY = 300, 50
+STEPS, EVERY = 200, 40
 LAYERS = olr.label_by_depth(["embed/.*|place/.*", r"block/(\d+)/.*", "head/.*"])
 DECAY, EVEN = {0: 0.5625, 1: 0.75, 2: 1.0, 3: 1.0}, {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0}
 VALIDATION = batch_at(0, VALID, 256)
 
 
 def schedule(peak):
-    return olr.warmup_stable_decay_schedule(peak, warmup_steps=30, stable_steps=STEPS - 90, decay_steps=60)
+    return olr.warmup_stable_decay_schedule(peak, warmup_steps=20, stable_steps=STEPS - 60, decay_steps=40)
 
 
 def adam(rate, multipliers=DECAY):
@@ -37,8 +37,7 @@ def adam(rate, multipliers=DECAY):
 
 @nnx.jit
 def train_step(model, optimizer, batch, valid_loss):
-    gradients = nnx.grad(loss_fn)(model, batch)
-    optimizer.update(model, gradients, value=valid_loss)
+    optimizer.update(model, nnx.grad(loss_fn)(model, batch), value=valid_loss)
 
 
 def train(directory, peak, steps=STEPS):

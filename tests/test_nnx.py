@@ -1,4 +1,4 @@
-"""Flax NNX against plain loops: the finders, a rate inside `nnx.Optimizer`, filters of what is trained."""
+"""The finders of Flax NNX against plain loops, and what they refuse."""
 
 import functools
 
@@ -9,108 +9,31 @@ import optax
 import pytest
 from flax import nnx
 from jaxtyping import install_import_hook
-from lowerings import count_lowerings
+from nnx_modules import (
+    BATCHES,
+    INPUTS,
+    LABELS,
+    VALIDATION,
+    Deep,
+    Plain,
+    Stateful,
+    adapted,
+    assert_same,
+    eval_fn,
+    loss_and_metrics,
+    loss_fn,
+    own_loop,
+    state_bytes,
+    stateful,
+    variables,
+)
 
 import optax_lr as olr
 
 with install_import_hook("optax_lr.nnx", "typecheck.check"):
     import optax_lr.nnx
 
-RNG = np.random.default_rng(0)
-INPUTS = RNG.normal(size=(12, 8, 3)).astype(np.float32)
-TARGETS = np.tanh(INPUTS.sum(-1, keepdims=True))
-BATCHES = (INPUTS, TARGETS)
-VALIDATION = (INPUTS[-1], TARGETS[-1])
 quiet = functools.partial(olr.nnx.lr_sweep, progress=False)
-
-
-class Plain(nnx.Module):
-    """Two layers without any state."""
-
-    def __init__(self, rngs):
-        self.body = nnx.Linear(3, 4, rngs=rngs)
-        self.head = nnx.Linear(4, 1, rngs=rngs)
-
-    def __call__(self, inputs):
-        return self.head(jnp.tanh(self.body(inputs)))
-
-
-class Stateful(Plain):
-    """Batch statistics, dropout, a stream of its own and a count."""
-
-    def __init__(self, rngs):
-        super().__init__(rngs)
-        self.norm = nnx.BatchNorm(4, rngs=rngs)
-        self.drop = nnx.Dropout(0.25, rngs=rngs)
-        self.noise = rngs.fork()
-        self.calls = nnx.Variable(jnp.zeros((), jnp.int32))
-
-    def __call__(self, inputs):
-        self.calls[...] += 1
-        noisy = inputs + 0.1 * jax.random.normal(self.noise(), inputs.shape)
-        return self.head(self.drop(self.norm(jnp.tanh(self.body(noisy)))))
-
-
-def loss_fn(model, batch):
-    return jnp.mean((model(batch[0]) - batch[1]) ** 2)
-
-
-def loss_and_metrics(model, batch):
-    error = model(batch[0]) - batch[1]
-    return jnp.mean(error**2), {"worst": jnp.abs(error).max()}
-
-
-def eval_fn(model, batch):
-    loss, metrics = loss_and_metrics(model, batch)
-    return {"loss": loss, **metrics}
-
-
-def stateful():
-    return Stateful(nnx.Rngs(0))
-
-
-def variables(model):
-    """Every variable and static attribute of a module, keys as numbers."""
-    graphdef, state = nnx.split(model)
-    arrays = nnx.to_pure_dict(nnx.as_pure(state))
-    return graphdef, jax.tree.map(
-        lambda x: np.asarray(
-            jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
-        ).copy(),
-        arrays,
-    )
-
-
-def assert_same(one, other):
-    assert one[0] == other[0]
-    jax.tree.map(np.testing.assert_array_equal, one[1], other[1])
-
-
-ADAM = optax.chain(optax.scale_by_adam(), olr.scale_by_learning_rate(1.0))
-
-
-@functools.cache
-def own_step(wrt):
-    """The training step of an NNX user, compiled once for models of one form and one transformation."""
-
-    @nnx.jit
-    def step(model, optimizer, batch):
-        take = nnx.value_and_grad(loss_and_metrics, argnums=nnx.DiffState(0, wrt), has_aux=True)
-        found, gradients = take(model, batch)
-        optimizer.update(model, gradients)
-        return found
-
-    return step
-
-
-def own_loop(model, rate, num_steps, *, wrt=nnx.Param):
-    """The loop of an NNX user over the batches in order; the model, its optimizer, losses and metrics."""
-    model = nnx.clone(model)
-    optimizer = nnx.Optimizer(model, ADAM, wrt=wrt)
-    olr.nnx.set_learning_rate(optimizer, rate)
-    said = [own_step(wrt)(model, optimizer, (INPUTS[t], TARGETS[t])) for t in range(num_steps)]
-    worst = [float(metrics["worst"]) for _, metrics in said]
-    return model, optimizer, np.array([float(loss) for loss, _ in said]), np.array(worst)
 
 
 def test_lr_find_gives_the_curve_of_the_plain_one():
@@ -163,13 +86,10 @@ def test_the_module_is_as_it_was():
     model(INPUTS[0])
     before = variables(model)
     assert before[1]["drop"]["rngs"]["count"] == before[1]["calls"] == 1
-    options = {"eval_batch": VALIDATION, "progress": False, "num_steps": 3}
     olr.nnx.lr_find(
-        loss_fn, model, optax.adam, BATCHES, horizon=4, schedule=lambda peak: lambda step: peak, seeds=1,
-        min_learning_rate=1e-2, max_learning_rate=0.1, finalists=1, **options,
+        loss_fn, model, optax.adam, BATCHES, eval_batch=VALIDATION, num_steps=2, horizon=3, seeds=1, finalists=1,
+        schedule=lambda peak: lambda step: peak, min_learning_rate=1e-2, max_learning_rate=0.1, progress=False,
     )  # fmt: skip
-    assert_same(variables(model), before)
-    olr.nnx.lr_range_test(loss_fn, model, optax.adam, BATCHES, **options)
     assert_same(variables(model), before)
     assert not model.drop.deterministic and not model.norm.use_running_average
     model(INPUTS[0])  # and it still counts
@@ -251,128 +171,6 @@ def test_a_killed_search_of_a_module_is_read_back(tmp_path):
     assert any(tmp_path.iterdir()) and traced
 
 
-# What is trained: filters, labels, low-rank adapters.
-
-LABELS = olr.label_by_path({"head/.*": "head", ".*": "body"})
-
-
-class Deep(nnx.Module):
-    """An embedding of the inputs, three blocks and a head: five groups."""
-
-    def __init__(self, rngs, width=4, inputs=3):
-        self.embed = nnx.Linear(inputs, width, rngs=rngs)
-        self.block = nnx.List([nnx.Linear(width, width, rngs=rngs) for _ in range(3)])
-        self.head = nnx.Linear(width, 1, rngs=rngs)
-
-    def __call__(self, inputs):
-        hidden = jnp.tanh(self.embed(inputs))
-        for layer in self.block:
-            hidden = jnp.tanh(layer(hidden))
-        return self.head(hidden)
-
-
-class Convolutions(nnx.Module):
-    def __init__(self, rngs):
-        self.first = nnx.Conv(1, 8, (3, 3), rngs=rngs)
-        self.second = nnx.Conv(8, 16, (3, 3), rngs=rngs)
-        self.head = nnx.Linear(16 * 64, 10, rngs=rngs)
-
-    def __call__(self, images):
-        features = jax.nn.relu(self.second(jax.nn.relu(self.first(images))))
-        return self.head(features.reshape(len(images), -1))
-
-
-def square(model, inputs):
-    return jnp.mean(model(inputs) ** 2)
-
-
-def train_step(wrt):
-    @nnx.jit
-    def step(model, optimizer, inputs):
-        loss, gradients = nnx.value_and_grad(square, argnums=nnx.DiffState(0, wrt))(model, inputs)
-        optimizer.update(model, gradients)
-        return loss
-
-    return step
-
-
-def state_bytes(optimizer):
-    """What an optimizer keeps of the parameters, counts left out."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.as_pure(optimizer.opt_state)) if leaf.ndim)
-
-
-@pytest.mark.parametrize("labels", [LABELS, None], ids=["labeler", "tree"])
-@pytest.mark.parametrize(
-    ("build", "shape"),
-    [(lambda: Deep(nnx.Rngs(0), 64, 64), (32, 64)), (lambda: Convolutions(nnx.Rngs(0)), (8, 8, 8, 1))],
-    ids=["mlp", "cnn"],
-)
-def test_a_frozen_backbone_costs_neither_state_nor_gradients(build, shape, labels):
-    inputs, model = jnp.ones(shape), build()
-    before = variables(model)[1]
-    tree = LABELS.resolve(nnx.state(model, nnx.Param))
-    head = olr.nnx.trainable(labels or tree, "head")
-    frozen = olr.fine_tune(optax.adam(0.1), tree, {"head": 1.0}, frozen="body")
-    ways = {"all": (nnx.Param, optax.adam(0.1)), "wrt": (head, optax.adam(0.1)), "tx": (nnx.Param, frozen)}
-    flops, kept = {}, {}
-    for name, (wrt, tx) in ways.items():
-        optimizer = nnx.Optimizer(model, tx, wrt=wrt)
-        kept[name] = state_bytes(optimizer)
-        flops[name] = train_step(wrt).lower(model, optimizer, inputs).compile().cost_analysis()["flops"]
-    head_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.as_pure(nnx.state(model.head))))
-    all_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.as_pure(nnx.state(model))))
-    assert kept == {"all": 2 * all_bytes, "wrt": 2 * head_bytes, "tx": 2 * head_bytes}
-    assert flops["wrt"] < 0.5 * flops["all"] and flops["tx"] < 0.5 * flops["all"]
-    train_step(head)(model, nnx.Optimizer(model, optax.adam(0.1), wrt=head), inputs)
-    after = variables(model)[1]
-    moved = {name: not np.array_equal(after[name]["kernel"], before[name]["kernel"]) for name in after if
-             "kernel" in after[name]}  # fmt: skip
-    assert moved == {name: name == "head" for name in moved}
-
-
-def test_unfreezing_five_groups_over_a_run_compiles_once():
-    model = Deep(nnx.Rngs(0))
-    labels = olr.label_by_depth([r"embed/.*", r"block/(\d+)/.*", r"head/.*"]).resolve(
-        nnx.state(model, nnx.Param)
-    )
-    starts = {3: 2, 2: 4, 1: 6, 0: 8}
-    tx = olr.fine_tune(optax.adam(0.1), labels, olr.geometric_multipliers(labels, 0.1, 1.0), starts=starts)
-    optimizer, step = nnx.Optimizer(model, tx, wrt=nnx.Param), train_step(nnx.Param)
-    kernels = [model.embed, *model.block, model.head]
-    start = [np.asarray(layer.kernel[...]) for layer in kernels]
-    first_moved = [None] * 5
-    with count_lowerings() as lowered:
-        for t in range(10):
-            step(model, optimizer, INPUTS[0])
-            for group, layer in enumerate(kernels):
-                if first_moved[group] is None and (np.asarray(layer.kernel[...]) != start[group]).any():
-                    first_moved[group] = t
-    assert first_moved == [8, 6, 4, 2, 0]
-    assert len(lowered) == 1 and "step" in lowered[0]
-
-
-def test_new_starts_take_effect_in_place_and_compile_nothing():
-    model = Deep(nnx.Rngs(0))
-    labels = olr.label_by_path({"head/.*": "head", ".*": "body"})
-    tx = olr.fine_tune(optax.sgd(0.1), labels, {"head": 1.0, "body": 1.0}, starts={"body": 100})
-    optimizer, step = nnx.Optimizer(model, tx, wrt=nnx.Param), train_step(nnx.Param)
-    step(model, optimizer, INPUTS[0])
-    start = np.asarray(model.embed.kernel[...])
-    step(model, optimizer, INPUTS[0])
-    assert np.array_equal(model.embed.kernel[...], start)
-    with count_lowerings() as lowered:
-        olr.nnx.set_unfreezing_steps(optimizer, {"body": 2})
-        step(model, optimizer, INPUTS[0])
-    assert lowered == [] and not np.array_equal(model.embed.kernel[...], start)
-
-
-def adapted():
-    """A network whose first layer has a low-rank adapter."""
-    model = Plain(nnx.Rngs(0))
-    model.body = nnx.LoRA(3, 2, 4, base_module=model.body, rngs=nnx.Rngs(1))
-    return model
-
-
 def test_low_rank_adapters_alone_are_trained():
     before = variables(adapted())[1]
     curve = quiet(
@@ -387,18 +185,6 @@ def test_low_rank_adapters_alone_are_trained():
         "body": {"base_module": {"bias": True, "kernel": True}, "lora_a": False, "lora_b": False},
         "head": {"bias": True, "kernel": True},
     }
-
-
-def test_adapters_have_labels_of_their_own():
-    model = adapted()
-    labels = olr.label_by_path({r".*/lora_a": "a", r".*/lora_b": "b"})
-    tx = olr.fine_tune(optax.sgd(1.0), labels, {"a": 1.0, "b": 16.0})  # LoRA+
-    optimizer = nnx.Optimizer(model, tx, wrt=nnx.LoRAParam)
-    gradients = nnx.grad(loss_fn, argnums=nnx.DiffState(0, nnx.LoRAParam))(model, VALIDATION)
-    updates = nnx.as_pure(optimizer.update(model, gradients))
-    slopes = nnx.as_pure(gradients)
-    np.testing.assert_allclose(updates["body"]["lora_b"], -16 * slopes["body"]["lora_b"], rtol=1e-6)
-    np.testing.assert_allclose(updates["body"]["lora_a"], -slopes["body"]["lora_a"], rtol=1e-6)
 
 
 def test_a_finder_fine_tunes_by_label_and_by_filter():
@@ -418,73 +204,6 @@ def test_a_finder_fine_tunes_by_label_and_by_filter():
     assert not np.allclose(by_label.losses, everything.losses)
 
 
-def test_a_filter_leaves_out_what_has_no_labels():
-    every = olr.nnx.trainable(LABELS, ["head", "body"])
-    model = stateful()
-    selected, params = (nnx.as_pure(nnx.state(model, wrt)) for wrt in (every, nnx.Param))
-    assert jax.tree.structure(selected) == jax.tree.structure(params)
-
-
-# The rate inside an optimizer.
-
-
-@pytest.mark.parametrize(
-    "make",
-    [
-        lambda: optax.chain(optax.scale_by_adam(), olr.scale_by_learning_rate(0.5)),
-        lambda: optax.inject_hyperparams(optax.adam)(learning_rate=0.5),
-        lambda: olr.fine_tune(
-            optax.chain(optax.scale_by_adam(), olr.scale_by_learning_rate(0.5)),
-            LABELS,
-            {"head": 1.0},
-            frozen="body",
-        ),
-    ],
-    ids=["chain", "injected", "fine_tune"],
-)
-def test_the_rate_is_read_and_set_in_place_and_compiles_nothing(make):
-    model = Deep(nnx.Rngs(0))
-    optimizer, step = nnx.Optimizer(model, make(), wrt=nnx.Param), train_step(nnx.Param)
-    step(model, optimizer, INPUTS[0])
-    assert olr.nnx.get_learning_rate(optimizer) == 0.5
-    shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), nnx.as_pure(optimizer.opt_state))
-    with count_lowerings() as lowered:
-        olr.nnx.set_learning_rate(optimizer, 0.0)
-        before = variables(model)
-        step(model, optimizer, INPUTS[0])
-    assert lowered == [] and olr.nnx.get_learning_rate(optimizer) == 0.0
-    assert_same(variables(model), before)
-    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), nnx.as_pure(optimizer.opt_state)) == shapes
-
-
-def test_a_schedule_rules_again_once_the_rate_is_cleared():
-    model = Plain(nnx.Rngs(0))
-    tx = olr.scale_by_learning_rate(lambda step: 1.0 / (1.0 + step))
-    optimizer, step, seen = nnx.Optimizer(model, tx, wrt=nnx.Param), train_step(nnx.Param), []
-    for t in range(4):
-        if t == 1:
-            olr.nnx.set_learning_rate(optimizer, 0.125)
-        if t == 2:
-            olr.nnx.clear_learning_rate(optimizer)
-        step(model, optimizer, INPUTS[0])
-        seen.append(float(olr.nnx.get_learning_rate(optimizer)))
-    np.testing.assert_allclose(seen, [1.0, 0.125, 1 / 3, 1 / 4], rtol=1e-6)
-
-
-def test_several_rates_go_by_path():
-    model = Plain(nnx.Rngs(0))
-    parts = {"head": olr.scale_by_learning_rate(0.5), "body": olr.scale_by_learning_rate(0.25)}
-    tx = optax.partition(parts, lambda params: LABELS.resolve(params))
-    optimizer = nnx.Optimizer(model, tx, wrt=nnx.Param)
-    body, head = "inner_states/body/inner_state", "inner_states/head/inner_state"
-    assert olr.nnx.get_learning_rate(optimizer) == {body: 0.25, head: 0.5}
-    olr.nnx.set_learning_rate(optimizer, {body: 1.0})
-    assert olr.nnx.get_learning_rate(optimizer) == {body: 1.0, head: 0.5}
-
-
-# What is refused. (Labels are looked at by the package as the tests import it: a `Labeler` is of one package.)
-
-TREE = {"head": {"kernel": "head"}, "body": {"kernel": "body"}}
 TWO, THREE = "loss_fn must take (model, batch): ", "loss_fn must take (model, batch, key): "
 SEARCHES = {
     "no module": ({"model": {}}, "model must be an nnx.Module or a function from a random key to one, got a dict."),
@@ -508,50 +227,12 @@ SEARCHES = {
     ),
     "no data to evaluate": ({"eval_fn": eval_fn}, "eval_fn needs eval_batch: the data that it is called with."),
 }  # fmt: skip
-CALLS = {
-    "no such label": (
-        lambda _: olr.nnx.trainable(LABELS, "haed"),
-        "names has 'haed', a label of no parameter: did you mean 'head'?",
-    ),
-    "no such label in a tree": (
-        lambda _: olr.nnx.trainable(TREE, ["haed"]),
-        "names has 'haed', a label of no parameter: did you mean 'head'?",
-    ),
-    "no label": (lambda _: olr.nnx.trainable(LABELS, []), "names must have at least one label, got []."),
-    "depths": (
-        lambda _: olr.nnx.trainable(olr.label_by_depth(["body/.*", "head/.*"]), 1),
-        "labels must be a tree where they come from all parameters at once: pass "
-        "labels.resolve(nnx.state(model, nnx.Param)).",
-    ),
-    "a parameter without one": (
-        lambda _: nnx.state(Plain(nnx.Rngs(0)), olr.nnx.trainable(TREE, "head")),
-        "labels has nothing for 'body/bias'.",
-    ),
-    "no optimizer": (
-        lambda nnx_: nnx_.set_learning_rate(optax.sgd(0.1).init(jnp.ones(2)), 0.1),
-        "optimizer must be an nnx.Optimizer, got a tuple; for a state of Optax there are functions of the same "
-        "name in optax_lr.",
-    ),
-}
 
 
-@pytest.mark.parametrize("name", [*SEARCHES, *CALLS])
+@pytest.mark.parametrize("name", SEARCHES)
 def test_what_does_not_fit_is_refused_in_one_sentence(name, unhooked_nnx):
-    if name in CALLS:
-        act, sentence = CALLS[name]
-    else:
-        changes, sentence = SEARCHES[name]
-        arguments = {"loss_fn": loss_fn, "model": Plain(nnx.Rngs(0)), "learning_rates": [0.1], **changes}
-
-        def act(nnx_):
-            nnx_.lr_sweep(optimizer=optax.sgd, batches=BATCHES, progress=False, **arguments)
-
+    changes, sentence = SEARCHES[name]
+    arguments = {"loss_fn": loss_fn, "model": Plain(nnx.Rngs(0)), "learning_rates": [0.1], **changes}
     with pytest.raises(ValueError, match=r"\S") as refusal:
-        act(unhooked_nnx)
+        unhooked_nnx.lr_sweep(optimizer=optax.sgd, batches=BATCHES, progress=False, **arguments)
     assert str(refusal.value) == sentence
-
-
-def test_an_optimizer_without_a_visible_rate_names_the_replacement():
-    optimizer = nnx.Optimizer(Plain(nnx.Rngs(0)), optax.adam(0.1), wrt=nnx.Param)
-    with pytest.raises(ValueError, match=r"put optax_lr\.scale_by_learning_rate\(rate\) in place of"):
-        olr.nnx.get_learning_rate(optimizer)
