@@ -17,7 +17,6 @@ import optax_lr.nnx
 
 STEPS, EVERY = 200, 40
 LAYERS = olr.label_by_depth(["embed/.*|place/.*", r"block/(\d+)/.*", "head/.*"])
-DECAY, EVEN = {0: 0.5625, 1: 0.75, 2: 1.0, 3: 1.0}, {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0}
 VALIDATION = batch_at(0, VALID, 256)
 
 
@@ -25,13 +24,13 @@ def schedule(peak):
     return olr.warmup_stable_decay_schedule(peak, warmup_steps=20, stable_steps=STEPS - 60, decay_steps=40)
 
 
-def adam(rate, multipliers=DECAY):
+def adam(learning_rate, decay=0.75):
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.scale_by_adam(),
-        olr.scale_by_label(multipliers, LAYERS),
+        olr.scale_by_label({depth: decay ** (3 - depth) for depth in range(4)}, LAYERS),
         olr.reduce_on_plateau(factor=0.5, patience=1, window=EVERY),
-        olr.scale_by_learning_rate(rate),
+        olr.scale_by_learning_rate(learning_rate),
     )
 
 
@@ -66,13 +65,14 @@ def main(directory):
     model, _ = train(directory / "run", found.learning_rate)
     print(f"step {STEPS:>4}{'':>16}validation loss {loss_fn(model, VALIDATION):.3f}\n")
 
-    def losses(peak, multipliers):
-        draw, optimizer = lambda key: Transformer(nnx.Rngs(key)), lambda rate: adam(rate, multipliers)
-        curve = olr.nnx.lr_sweep(loss_fn, draw, optimizer, learning_rates=[peak], seeds=5, **run)
-        return curve.eval_losses[:, 0, -1]
-
-    ways = {"the customary 0.001": losses(1e-3, EVEN), "the found rate": losses(found.learning_rate, EVEN)}
-    report("validation loss", {**ways, "and layer decay": losses(found.learning_rate, DECAY)}, sign=-1)
+    rates, decays = [1e-3, found.learning_rate, found.learning_rate], [1.0, 1.0, 0.75]
+    curve = olr.nnx.lr_sweep(
+        loss_fn,
+        lambda key: Transformer(nnx.Rngs(key)),
+        adam, lanes={"learning_rate": rates, "decay": decays}, seeds=5, **run,
+    )  # fmt: skip
+    names = ("the customary 0.001", "the found rate", "and layer decay")
+    report("validation loss", dict(zip(names, curve.eval_losses[..., -1].T, strict=True)), sign=-1)
 
 
 if __name__ == "__main__":
