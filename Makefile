@@ -5,10 +5,13 @@ ACCELERATORS := .venv-accelerators
 WORKERS ?= 2
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
 
-.PHONY: demo test lint bench test-accelerators test-kills clean
+.PHONY: demo examples test lint bench test-accelerators test-kills clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/digits.py
+
+examples: $(VENV)/.installed
+	for script in examples/*.py; do echo "$$script"; $(VENV)/bin/python $$script || exit 1; done
 
 test: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest -n $(WORKERS)

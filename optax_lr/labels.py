@@ -31,9 +31,13 @@ class Labeler:
     Attributes:
       label_leaves: from the path and the array of every leaf, in order, to their labels. A leaf that is
         masked out is an `optax.MaskedNode`, which may stand for its own label where nothing tells that.
+      label_path: where the rule looks at one path at a time, from a path to its label, None for none.
+      known: every label that `label_path` may give.
     """
 
     label_leaves: Callable[[Leaves], Sequence[Label | optax.MaskedNode]]
+    label_path: Callable[[str], Label | None] | None = None
+    known: tuple[Label, ...] = ()
 
     def resolve(self, params: PyTree) -> Labels:
         """The tree of labels: the structure of `params`, with a label at every leaf.
@@ -76,15 +80,21 @@ def label_by_path(rules: Mapping[str, Label], *, default: Label | None = None) -
     if default is not None:
         _check_label("default", default)
 
+    labels = list(rules.values())
+
+    def label_path(path: str) -> Label | None:
+        match = _first_match(patterns, path)
+        return labels[match[0]] if match else default
+
     def label_leaves(leaves: Leaves) -> list[Any]:
         matches = _first_matches("rules", patterns, leaves, complete=default is None)
-        labels = list(rules.values())
         return [
             labels[match[0]] if match else leaf if _is_masked(leaf) else default
             for match, (_, leaf) in zip(matches, leaves, strict=True)
         ]
 
-    return Labeler(label_leaves)
+    every = [*labels, *([] if default is None else [default])]
+    return Labeler(label_leaves, label_path, tuple(dict.fromkeys(every)))
 
 
 def label_by_depth(patterns: Sequence[str]) -> Labeler:
@@ -271,7 +281,9 @@ def describe_labels(
     if multipliers is not None:
         check_multipliers(multipliers, tree, known)
     groups: dict[Label, list[tuple[str, int]]] = {label: [] for label in _ordered(jax.tree.leaves(tree))}
-    sizes = [(path, math.prod(jnp.shape(leaf))) for path, leaf in _leaves(params)[0] if not _is_masked(leaf)]
+    sizes = [
+        (path, math.prod(jnp.shape(leaf))) for path, leaf in leaves_by_path(params)[0] if not _is_masked(leaf)
+    ]
     for label, leaf in zip(jax.tree.leaves(tree), sizes, strict=True):
         groups[label].append(leaf)
     total = sum(size for _, size in sizes)
@@ -298,7 +310,7 @@ def label_tree(labels: Labeler | Labels, tree: PyTree) -> tuple[Labels, list[Lab
     Raises:
       ValueError: the labels do not fit the tree.
     """
-    leaves, treedef = _leaves(tree)
+    leaves, treedef = leaves_by_path(tree)
     if not leaves:  # Optax looks for what a state holds of the parameters by initialising with an empty tree.
         return tree, None
     by_rule = isinstance(labels, Labeler)
@@ -307,6 +319,12 @@ def label_tree(labels: Labeler | Labels, tree: PyTree) -> tuple[Labels, list[Lab
     # A ready tree may have been made for more parameters than these.
     every = found if by_rule else jax.tree.leaves(labels)
     return jax.tree.unflatten(treedef, visible), None if any(map(_is_masked, every)) else _ordered(every)
+
+
+def leaves_by_path(tree: PyTree) -> tuple[list[tuple[str, Any]], Any]:
+    """Every leaf with its path, masked parts counted as leaves; and the structure."""
+    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_masked)
+    return [(_path(keys), leaf) for keys, leaf in leaves], treedef
 
 
 def check_known(name: str, given: Iterable[Any], known: list[Label] | None) -> None:
@@ -329,7 +347,7 @@ def check_multipliers(multipliers: Mapping[Label, Any], tree: Labels, known: lis
       ValueError: either is the case; the message names labels, and paths that have them.
     """
     check_known("multipliers", multipliers, known)
-    labelled = [(path, label) for path, label in _leaves(tree)[0] if not _is_masked(label)]
+    labelled = [(path, label) for path, label in leaves_by_path(tree)[0] if not _is_masked(label)]
     bare = [(path, label) for path, label in labelled if label not in multipliers]
     if bare:
         missing = _ordered([label for _, label in bare])
@@ -341,12 +359,6 @@ def check_multipliers(multipliers: Mapping[Label, Any], tree: Labels, known: lis
 
 def _is_masked(node: Any) -> bool:
     return isinstance(node, optax.MaskedNode)
-
-
-def _leaves(tree: PyTree) -> tuple[list[tuple[str, Any]], Any]:
-    """Every leaf with its path, masked parts counted as leaves; and the structure."""
-    leaves, treedef = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_masked)
-    return [(_path(keys), leaf) for keys, leaf in leaves], treedef
 
 
 def _path(keys: tuple[Any, ...]) -> str:
@@ -416,7 +428,7 @@ def _refuse_idle(name: str, pattern: re.Pattern[str], paths: list[str]) -> None:
 
 def _by_path(labels: Labels, leaves: Leaves) -> list[Any]:
     """The label in a ready tree for each path."""
-    ready, _ = _leaves(labels)
+    ready, _ = leaves_by_path(labels)
     for path, label in ready:
         if not _is_masked(label):
             _check_label(f"labels must be a Labeler or a tree of labels: the one at {path!r}", label)

@@ -294,6 +294,19 @@ def pose(
     return problem
 
 
+def does_not_take(function: Callable, *args: Any, **kwargs: Any) -> str:
+    """Why a function cannot be called with these arguments, in words; empty where it can, or tells nothing."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return ""
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        return str(error)
+    return ""
+
+
 def _steady(rate: ScalarLike) -> Schedule:
     return lambda step: jnp.asarray(rate, float)
 
@@ -305,7 +318,7 @@ def _check_optimizer(optimizer: Any, lane: Lane, by_name: bool) -> None:
             "optimizer must be a function of the learning rate, such as optax.adam or "
             f"lambda rate: optax.chain(...), got a {type(optimizer).__name__}."
         )
-    if by_name and (why := _does_not_take(optimizer, **lane)):
+    if by_name and (why := does_not_take(optimizer, **lane)):
         raise ValueError(f"optimizer must take the names of lanes as keywords, {', '.join(lane)}: {why}.")
 
 
@@ -336,19 +349,6 @@ def _must_not_branch(name: str) -> ValueError:
         "optax_lr.with_warmup(optax_lr.anneal_schedule(peak, end, steps), warmup_steps), in place of "
         "optax.sgdr_schedule optax_lr.sgdr_schedule: any number of this package's schedules may be traced."
     )
-
-
-def _does_not_take(function: Callable, *args: Any, **kwargs: Any) -> str:
-    """Why a function cannot be called with these arguments, in words; empty where it can, or tells nothing."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return ""
-    try:
-        signature.bind(*args, **kwargs)
-    except TypeError as error:
-        return str(error)
-    return ""
 
 
 def _is_of_schedule(
@@ -405,7 +405,7 @@ def _check_loss(problem: Problem, start: dict[str, PyTree]) -> None:
     """Refuse a loss that does not take or return what its options say, before anything is compiled."""
     trainer, batch = problem.trainer, jax.tree.map(lambda leaf: leaf[0], problem.batches)
     given = trainer.loss.arguments(trainer.params(start), trainer.model_state(start), batch, problem.key)
-    if why := _does_not_take(trainer.loss.loss_fn, *given.values()):
+    if why := does_not_take(trainer.loss.loss_fn, *given.values()):
         raise ValueError(f"loss_fn must take ({', '.join(given)}): {why}.")
     jax.eval_shape(trainer.value, start, batch, problem.key)
     if problem.eval_data is not None:

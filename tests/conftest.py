@@ -22,11 +22,11 @@ with install_import_hook("optax_lr", "typecheck.check"):
     import optax_lr
 
 
-def _import_unhooked() -> ModuleType:
+def _import_unhooked(name: str) -> ModuleType:
     """A second copy of the package, without the hook, so that bad input meets our own errors."""
     hooked = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "optax_lr"}
     try:
-        return importlib.import_module("optax_lr")
+        return importlib.import_module(name)
     finally:
         sys.modules.update(hooked)
 
@@ -34,6 +34,12 @@ def _import_unhooked() -> ModuleType:
 @pytest.fixture(scope="session")
 def unhooked() -> ModuleType:
     """`optax_lr` as users import it, without run-time checks of annotations."""
-    module = _import_unhooked()
+    module = _import_unhooked("optax_lr")
     assert module is not optax_lr
     return module
+
+
+@pytest.fixture(scope="session")
+def unhooked_nnx() -> ModuleType:
+    """`optax_lr.nnx`, likewise."""
+    return _import_unhooked("optax_lr.nnx")

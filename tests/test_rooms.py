@@ -100,6 +100,18 @@ PUBLIC = {
     "ZeroUntilState",
 }
 
+# What users reach after `import optax_lr.nnx`.
+PUBLIC_NNX = {
+    "clear_learning_rate",
+    "get_learning_rate",
+    "lr_find",
+    "lr_range_test",
+    "lr_sweep",
+    "set_learning_rate",
+    "set_unfreezing_steps",
+    "trainable",
+}
+
 
 def rooms():
     return sorted(path for path in PACKAGE.glob("*.py") if path.stem != "__init__")
@@ -178,6 +190,15 @@ def test_public_surface_is_what_is_declared():
     assert len(names) == len(set(names)) and set(names) == PUBLIC
     for name, function in public_functions():
         assert inspect.getdoc(function), name
+
+
+def test_the_functions_of_nnx_are_what_is_declared():
+    tree = ast.parse((PACKAGE / "nnx.py").read_text())
+    defined = {
+        node.name: node for node in tree.body if isinstance(node, ast.FunctionDef) and node.name[0] != "_"
+    }
+    assert set(defined) == PUBLIC_NNX
+    assert all(">>>" in ast.get_docstring(node) for node in defined.values())
 
 
 def test_import_is_light():

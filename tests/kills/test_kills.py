@@ -1,5 +1,6 @@
-"""A sweep that is killed at random moments, again and again, ends with the bits of an undisturbed one."""
+"""What is killed and run again ends with the bits of an undisturbed run: a sweep, many times; an example."""
 
+import os
 import pathlib
 import random
 import signal
@@ -71,3 +72,34 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path, lanes_at_once):
         assert left_behind(directory)[0] == RUNS * STEPS
         finished += 1
     assert resumed >= 3
+
+
+EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
+TRAIN = """
+import sys, jax, numpy, transformer
+from flax import nnx
+found = transformer.train(sys.argv[1], 0.01)
+numpy.savez(sys.argv[2], *jax.tree.leaves(nnx.as_pure(nnx.state(found))))
+"""
+
+
+def test_an_example_that_is_killed_goes_on_to_the_same_bits(tmp_path):
+    paths = [str(EXAMPLES.parent), str(EXAMPLES)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+
+    def command(name):
+        return [sys.executable, "-c", TRAIN, str(tmp_path / name), str(tmp_path / f"{name}.npz")]
+
+    subprocess.run(command("calm"), check=True, env=environment)
+    with subprocess.Popen(command("killed"), env=environment) as victim:
+        while victim.poll() is None and not (tmp_path / "killed" / "80").exists():
+            time.sleep(0.005)
+        victim.kill()
+    assert victim.returncode == -signal.SIGKILL and not (tmp_path / "killed.npz").exists()
+    again = subprocess.run(command("killed"), check=True, text=True, env=environment, stdout=subprocess.PIPE)
+    first = int(again.stdout.split()[1])  # "step   80 ..."
+    assert 80 <= first < 200
+    calm, killed = (np.load(tmp_path / f"{name}.npz") for name in ("calm", "killed"))
+    assert len(calm.files) > 50
+    for name in calm.files:
+        np.testing.assert_array_equal(killed[name], calm[name])
