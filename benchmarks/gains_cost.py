@@ -1,6 +1,7 @@
 """What a step of local gains and of Rprop costs on this CPU, relative to a step of Adam in the same rounds.
 
-Parameters and states are donated; rounds take every optimizer in turn, and the figure is the median ratio.
+Parameters and states are donated; rounds take every optimizer in an order that each draws, and the figure is
+the median ratio. A second Adam shows what noise is.
 PyTorch's optimizers, on the same shapes, are divided by its own Adam. Prints a table.
 """
 
@@ -20,6 +21,7 @@ ROUNDS, STEPS = 25, 6
 
 OPTIMIZERS = {
     "optax.adam": optax.adam(1e-3),
+    "optax.adam, once more": optax.adam(1e-3),
     "optax.sgd, momentum": optax.sgd(1e-3, 0.9),
     "local_gains": olr.local_gains(1e-3, momentum=None),
     "local_gains, momentum": olr.local_gains(1e-3, momentum=0.9),
@@ -86,7 +88,11 @@ class TorchLane:
 
 def measure(lanes):
     """Seconds a step, [lanes, rounds], interleaved, after one round that is not counted."""
-    return np.array([[lane.seconds() for lane in lanes] for _ in range(ROUNDS + 1)][1:]).T
+    seconds = np.empty((len(lanes), ROUNDS + 1))
+    for turn in range(ROUNDS + 1):
+        for index in np.random.default_rng(turn).permutation(len(lanes)):
+            seconds[index, turn] = lanes[index].seconds()
+    return seconds[:, 1:]
 
 
 def report(names, lanes):

@@ -23,6 +23,7 @@ from .decays import inverse_time_schedule as inverse_time_schedule
 from .decays import multistep_decay_schedule as multistep_decay_schedule
 from .decays import polynomial_decay_schedule as polynomial_decay_schedule
 from .decays import step_decay_schedule as step_decay_schedule
+from .diagnose import diagnose as diagnose
 from .finder import lr_find as lr_find
 from .finder import lr_sweep as lr_sweep
 from .gains import GainStatistics as GainStatistics
@@ -55,11 +56,13 @@ from .learning_rate import scale_by_learning_rate as scale_by_learning_rate
 from .learning_rate import set_learning_rate as set_learning_rate
 from .plateau import reduce_on_plateau as reduce_on_plateau
 from .range_test import lr_range_test as lr_range_test
+from .refind import lr_refind as lr_refind
 from .resilient import rprop as rprop
 from .resilient import scale_by_rprop as scale_by_rprop
 from .results import LRCurve as LRCurve
 from .results import Suggestion as Suggestion
 from .results import SweepResult as SweepResult
+from .results import Verdict as Verdict
 from .schedules import anneal_schedule as anneal_schedule
 from .schedules import geometric_schedule as geometric_schedule
 from .schedules import knot_schedule as knot_schedule

@@ -49,6 +49,7 @@ class Store:
         eval_names: Sequence[str],
         *,
         num_steps: int,
+        history_steps: int,
         num_evals: int,
         keep_carries: bool,
         directory: str | os.PathLike | None = None,
@@ -64,7 +65,7 @@ class Store:
             "best": full(np.inf, np.float32),
             "diverged_at": full(-1, np.int32),
         }
-        self.history = {name: full(np.nan, np.float32, num_steps) for name in names}
+        self.history = {name: full(np.nan, np.float32, history_steps) for name in names}
         self.evals = {name: full(np.nan, np.float32, num_evals) for name in eval_names}
         self.carries: dict[int, list[np.ndarray]] = {}
         self.skipped = self.redone = 0

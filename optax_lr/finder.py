@@ -3,7 +3,6 @@
 Nothing that is passed in is changed: training runs on copies.
 """
 
-import dataclasses
 import functools
 import os
 import warnings
@@ -16,22 +15,27 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, ScalarLike
 
-from . import checks, suggest
+from . import checks
 from .grids import lanes_of
 from .results import LRCurve, Suggestion
-from .runs import Stage, bounds, build_stage, refuse_if_all_diverged
-from .training import Loss, pose
+from .runs import WIDEST, bounds, build_stage, refuse_if_all_diverged
+from .searches import (
+    FINALIST_RATIO,
+    Squeezed,
+    by_length,
+    constant_lanes,
+    full_finals,
+    noting_bounds,
+    one_cycle,
+    shortened_finals,
+)
+from .training import Loss, Timed, pose
 from .types import PyTree, Schedule
 
 QUICK_STEPS = 100
 QUICK_SEEDS = 3
 COARSE_STEPS = 50
-COARSE_LANES_PER_DECADE = 2
-FINE_LANES = 10
 FINALIST_SEEDS = 2
-FINALIST_RATIO = 3.0
-# How far beyond the given bounds a search goes on while the best rate lies at its edge.
-WIDEST = 100.0
 
 
 def lr_find(
@@ -44,6 +48,7 @@ def lr_find(
     horizon: int | None = None,
     schedule: Callable[[ScalarLike], Schedule] | None = None,
     finalists: int = 3,
+    max_full_horizon: int = 5000,
     num_steps: int | None = None,
     seeds: int | None = None,
     key: Array | None = None,
@@ -62,11 +67,18 @@ def lr_find(
 ) -> Suggestion:
     """Find a learning rate by training copies of a model at many rates.
 
-    *Quick*, without `schedule`: short runs at constant rates, two a decade and then ten around the best; the
-    answer is `suggest.lowest_loss`, or `suggest.for_horizon` where `horizon` is given. *Scheduled*, with
-    `schedule` and `horizon`: a quick search, and then `finalists` rates around it at ratio 3, each for the
-    whole run under its real schedule; more are added while the best is at an edge. Where the best rate lies at
-    the edge of the bounds, the search goes on up to a factor of 100 beyond them, and says so.
+    1. Neither `horizon` nor `schedule`: runs of `num_steps` at constant rates, two a decade and then ten around
+       the best; the answer is `suggest.lowest_loss`.
+    2. *Quick*, with `horizon`: runs of a quarter, half and all of `num_steps`, each under a whole one-cycle
+       schedule, since a peak that is warmed up to and left again may be higher than a constant rate; the answer is
+       `suggest.for_horizon`, the drift of the best rate with the length of the run, carried on.
+    3. *Scheduled*, with `horizon` and `schedule`: the same, coarsely, under that schedule, squeezed; then
+       `finalists` rates around the answer at ratio 3, each for the whole run under its real schedule. More are
+       added while the best is at an edge, and up to two at the vertex of the parabola through the best. Of a run
+       longer than `max_full_horizon` they go through the schedule in a tenth, a fifth and half of its steps, and
+       the drift is carried on.
+    Where the best rate lies at the edge of the bounds, the search goes on up to a factor of 100 beyond them, and
+    says so. A second search with the same functions (the same objects) and shapes compiles nothing.
 
     The loss may have other forms, in any combination:
     1. `with_key=True`: `loss_fn(params, batch, key)`, for dropout. Lanes of one seed get the same keys.
@@ -92,8 +104,9 @@ def lr_find(
       horizon: how many steps the coming run has.
       schedule: `peak -> Schedule`, what the coming run will use, such as
         `lambda peak: olr.one_cycle_schedule(peak, horizon)`.
-      finalists: how many full runs a scheduled search begins with, at least 1.
-      num_steps: how many steps each lane of the quick search takes: 100, or 50 before finalists. Left out,
+      finalists: how many rates a scheduled search tries first for the whole run, at least 1.
+      max_full_horizon: the longest run that finalists go through step by step.
+      num_steps: how many steps the longest lanes of the quick search take: 100, or 50 before finalists. Left out,
         batches that run out are gone through again.
       seeds: how many runs each rate has: 3, and 2 for finalists.
       key: where random starts and orders come from; `jax.random.key(0)` by default.
@@ -148,9 +161,11 @@ def lr_find(
             "horizon without eval_batch: the training loss overestimates the rate where a model overfits.",
             stacklevel=2,
         )
-    usual = QUICK_STEPS if schedule is None else COARSE_STEPS
+    usual = min(QUICK_STEPS if schedule is None else COARSE_STEPS, length or QUICK_STEPS)
     steps = checks.size("num_steps", usual if num_steps is None else num_steps)
     runs, full_runs = (QUICK_SEEDS, FINALIST_SEEDS) if seeds is None else (checks.size("seeds", seeds),) * 2
+    longest = checks.size("max_full_horizon", max_full_horizon)
+    full_steps = 0 if schedule is None or length is None else length if length <= longest else -(-length // 2)
     problem = pose(
         Loss(loss_fn, eval_fn, with_key, model_state is not None, has_aux),
         params,
@@ -161,7 +176,7 @@ def lr_find(
         eval_batch=eval_batch,
         lane={"learning_rate": low},
         scheduled=schedule is not None,
-        read=max(steps, length if schedule is not None and length else 0),
+        read=max(steps, full_steps),
         needed=num_steps,
         seeds=max(runs, full_runs),
         key=key,
@@ -175,15 +190,24 @@ def lr_find(
         checkpoint=checkpoint,
         progress=progress,
     )
-    evals = sorted({-(-steps // 4), -(-steps // 2), steps})
-    curve = _search(stage(steps, evals), low, high, runs)
-    quick = suggest.lowest_loss(curve) if length is None else suggest.for_horizon(curve, length)
-    quick = dataclasses.replace(quick, rules=suggest.classic(curve))
-    if schedule is None or length is None:
-        return quick
+    within = (low / WIDEST, high * WIDEST)
+    if length is None:
+        return noting_bounds(constant_lanes(stage(steps, [steps]), low, high, runs), low, high)
+    # A schedule of the user's begins where its state has counted to: squeezed, it would begin at step 0.
+    squeezed = Squeezed(schedule, length) if schedule is not None else None
+    timed = Timed(one_cycle if squeezed is None or opt_state is not None else squeezed)
+    lengths = sorted({-(-steps // 4), -(-steps // 2), steps})
+    quick = by_length(stage(steps, lengths, timed), lengths, length, low, high, runs)
+    if schedule is None or squeezed is None:
+        return noting_bounds(quick, low, high)
     ratios = FINALIST_RATIO ** (np.arange(finalists) - (finalists - 1) / 2)
-    full = stage(length, [length], schedule)
-    return _finals(full, quick, ratios, full_runs, (low / WIDEST, high * WIDEST))
+    if length <= longest:
+        found = full_finals(stage(length, [length], schedule), quick, ratios, full_runs, within)
+    else:
+        lengths = sorted({-(-length // 10), -(-length // 5), full_steps})
+        full = stage(full_steps, lengths, Timed(squeezed))
+        found = shortened_finals(full, quick, ratios, lengths, length, full_runs, within)
+    return noting_bounds(found, low, high)
 
 
 def lr_sweep(
@@ -279,65 +303,3 @@ def lr_sweep(
     curve, _ = stage.run(wanted, seeds, "sweep")
     refuse_if_all_diverged(curve, problem, steps)
     return curve
-
-
-def _search(stage: Stage, low: float, high: float, seeds: int) -> LRCurve:
-    """Coarse lanes over the bounds, more beyond them while the best is at the edge, then fine lanes around it."""
-    count = max(2, round(COARSE_LANES_PER_DECADE * np.log10(high / low)) + 1)
-    coarse = stage.run_rates(np.geomspace(low, high, count), seeds, "coarse lanes")
-    refuse_if_all_diverged(coarse, stage.problem, stage.engine.num_steps)
-    ratio = float(coarse.learning_rates[1] / coarse.learning_rates[0])
-    curve = _widen(
-        coarse,
-        ratio,
-        (low / WIDEST, high * WIDEST),
-        lambda rates: stage.run_rates(rates, seeds, "wider lanes"),
-    )
-    best = suggest.best_lane(curve)
-    around = curve.learning_rates[max(0, best - 1) : best + 2]
-    fine = np.geomspace(around[0], around[-1], FINE_LANES + 2)[1:-1]
-    return curve.merge(stage.run_rates(fine, seeds, "fine lanes"))
-
-
-def _finals(
-    stage: Stage, quick: Suggestion, ratios: np.ndarray, seeds: int, bounds: tuple[float, float]
-) -> Suggestion:
-    """The best of full runs around a quick suggestion, widened while the best of them is at an edge."""
-    ends: dict[float, PyTree] = {}
-
-    def run(rates: np.ndarray) -> LRCurve:
-        curve, carries = stage.run({"learning_rate": rates}, seeds, "finalists", return_carries=True)
-        ends.update({rate: jax.tree.map(lambda x, i=i: x[:, i], carries) for i, rate in enumerate(rates)})
-        return curve
-
-    curve = _widen(run(quick.learning_rate * ratios), FINALIST_RATIO, bounds, run)
-    refuse_if_all_diverged(curve, stage.problem, stage.engine.num_steps)
-    final, best = suggest.lowest_loss(curve), suggest.best_lane(curve)
-    seed = int(np.argmin(suggest.final_losses(curve)[:, best]))
-    carry = jax.tree.map(lambda leaf: leaf[seed], ends[curve.learning_rates[best]])
-    params, model_state = stage.problem.ended(carry)
-    return dataclasses.replace(
-        final,
-        reason=f"{final.reason[:-1]}, in full runs under their own schedule at {len(ends)} peaks.",
-        curve=quick.curve,
-        rules=quick.rules,
-        finalists=curve,
-        params=params,
-        model_state=model_state,
-        lane_steps=quick.lane_steps + curve.lane_steps,
-    )
-
-
-def _widen(
-    curve: LRCurve, ratio: float, bounds: tuple[float, float], run: Callable[[np.ndarray], LRCurve]
-) -> LRCurve:
-    """The curve with more rates at its edge while the best rate is there, within bounds."""
-    while True:
-        best, rates = suggest.best_lane(curve), curve.learning_rates
-        lower, higher = rates[0] / ratio, rates[-1] * ratio
-        if best == 0 and lower >= bounds[0]:
-            curve = curve.merge(run(np.array([lower])))
-        elif best == len(rates) - 1 and curve.stable[-1] and higher <= bounds[1]:
-            curve = curve.merge(run(np.array([higher])))
-        else:
-            return curve

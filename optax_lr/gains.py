@@ -12,6 +12,7 @@ Every stored array is read again to make the update. So each leaf compiles to on
 is only stored costs a TPU a second one, and a CPU a copy.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -32,8 +33,8 @@ Bounds: TypeAlias = tuple[float | Array, float | Array]
 class Gains(NamedTuple):
     """One float32 for each parameter, and the lowest and highest size that it may have.
 
-    It is `code` of a gain and the last gradient's sign; where another array has the sign, the gain alone, which
-    decodes as itself.
+    It is `code` of a gain and the sign that the next gradient is compared with; beside a velocity, whose own
+    sign that is, the gain alone, which decodes as itself.
     """
 
     coded: PyTree
@@ -179,30 +180,38 @@ def scale_by_local_gains(
     )
 
 
+def _with_sign(added: ScalarLike, kept: ScalarLike, bounds: Bounds) -> Callable[[Array, Array, Array], Array]:
+    """What makes, of a coded gain and the sign that it was coded with, the next gain coded with the next."""
+
+    def remember(gradient: Array, coded: Array, signed: Array) -> Array:
+        g = gradient.astype(jnp.float32)
+        gain, last = decode(coded)
+        after = adapt(gain, g * last, gain + added, gain * kept, bounds)
+        return jnp.where(jnp.isfinite(g), code(after, signed.astype(jnp.float32)), coded)
+
+    return remember
+
+
+def _scaled(gradient: Array, coded: Array) -> Array:
+    return (decode(coded)[0] * gradient).astype(gradient.dtype)
+
+
 def _local_gains(
     added: ScalarLike, kept: ScalarLike, bounds: Bounds
 ) -> optax.GradientTransformationExtraArgs:
     """Gains that carry the sign of the last gradient with them."""
+    remember = _with_sign(added, kept, bounds)
 
     def init(params: PyTree) -> LocalGainsState:
         first = code(jnp.clip(1.0, *bounds), jnp.float32(0))
         return LocalGainsState(gains_of(filled(params, first), bounds), None)
 
-    def remember(gradient: Array, coded: Array) -> Array:
-        g = gradient.astype(jnp.float32)
-        gain, last = decode(coded)
-        after = adapt(gain, g * last, gain + added, gain * kept, bounds)
-        return jnp.where(jnp.isfinite(g), code(after, g), coded)
-
-    def emit(gradient: Array, coded: Array) -> Array:
-        return (decode(coded)[0] * gradient).astype(gradient.dtype)
-
     def update(
         updates: PyTree, state: LocalGainsState, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, LocalGainsState]:
         del params, extra_args
-        coded = jax.tree.map(remember, updates, state.gains.coded)
-        return jax.tree.map(emit, updates, coded), LocalGainsState(gains_of(coded, bounds), None)
+        coded = jax.tree.map(remember, updates, state.gains.coded, updates)
+        return jax.tree.map(_scaled, updates, coded), LocalGainsState(gains_of(coded, bounds), None)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -288,33 +297,25 @@ def scale_by_delta_bar_delta(
     decay = checks.number("average_decay", average_decay, minimum=0, below=1)
     bounds = checked_bounds("min_gain", min_gain, "max_gain", max_gain)
 
+    remember = _with_sign(added, kept, bounds)
+
     def init(params: PyTree) -> DeltaBarDeltaState:
-        first = jnp.clip(1.0, *bounds)
+        first = code(jnp.clip(1.0, *bounds), jnp.float32(0))
         return DeltaBarDeltaState(gains_of(filled(params, first), bounds), filled(params, 0.0))
 
-    def remember(gradient: Array, gain: Array, average: Array) -> Array:
+    def follow(gradient: Array, average: Array) -> Array:
         g = gradient.astype(jnp.float32)
-        after = adapt(gain, g * jnp.sign(average), gain + added, gain * kept, bounds)
-        return jnp.where(jnp.isfinite(g), after, gain)
-
-    def follow(gradient: Array, gain: Array, average: Array) -> Array:
-        g = gradient.astype(jnp.float32)
-        # That the gain is read here puts the gain's kernel first, so that no copy is made of the average for it.
         followed = decay * average + (1 - decay) * g
-        return jnp.where(jnp.isfinite(gain * g), followed, average).astype(average.dtype)
-
-    def emit(gradient: Array, gain: Array, average: Array) -> Array:
-        # An average is always finite; it is read to keep the leaf in one kernel.
-        return jnp.where(jnp.isfinite(average), jnp.abs(gain) * gradient, gradient).astype(gradient.dtype)
+        return jnp.where(jnp.isfinite(g), followed, average).astype(average.dtype)
 
     def update(
         updates: PyTree, state: DeltaBarDeltaState, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, DeltaBarDeltaState]:
         del params, extra_args
-        gains = jax.tree.map(remember, updates, state.gains.coded, state.average)
-        average = jax.tree.map(follow, updates, gains, state.average)
-        emitted = jax.tree.map(emit, updates, gains, average)
-        return emitted, DeltaBarDeltaState(gains_of(gains, bounds), average)
+        # The sign of the average before is with the gain: so its memory may be written before the gain is.
+        average = jax.tree.map(follow, updates, state.average)
+        coded = jax.tree.map(remember, updates, state.gains.coded, average)
+        return jax.tree.map(_scaled, updates, coded), DeltaBarDeltaState(gains_of(coded, bounds), average)
 
     return optax.GradientTransformationExtraArgs(init, update)
 

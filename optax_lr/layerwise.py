@@ -109,7 +109,8 @@ def scale_by_label(
         tree, known = label_tree(labels, updates)
         check_multipliers(numbers, tree, known)
         now = {label: value(state.count) if callable(value) else value for label, value in numbers.items()}
-        # A constant in the kernel would have XLA compile one for each label; a value, one for each shape.
+        # A constant in the kernel would have XLA compile one for each label; a value, one for each shape. (On a
+        # CPU the barrier is gone before kernels are made: there it neither helps nor costs.)
         values = jax.lax.optimization_barrier([jnp.asarray(numbers[label], float) for label in constant])
         now.update(zip(constant, values, strict=True))
         scaled = jax.tree.map(

@@ -1,7 +1,9 @@
 """Pictures: the only room that imports matplotlib. Every function draws on `ax`, or on new axes, and returns it."""
 
+import contextlib
 import io
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -10,17 +12,22 @@ from jaxtyping import ScalarLike
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm
+from matplotlib.colors import ListedColormap, LogNorm
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from . import checks, suggest
 from .compose import sample_schedule
+from .diagnose import diagnose
 from .results import LRCurve, Suggestion
 from .types import Schedule
 
-COLORS = plt.get_cmap("viridis")
+# Without its brightest tenth, which is hard to see on white.
+COLORS = ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 0.9, 256)))
 ACCENT = "#d62728"
 LANES_IN_LEGEND = 14
+LABELS_ON_AXIS = 12
+USUAL_METRICS = ("loss", "error")
 
 
 def plot_lr_curve(
@@ -43,9 +50,8 @@ def plot_lr_curve(
     rates, values = curve.learning_rates, losses[:, kept]
     steps = curve.losses.shape[-1]
     kind = "training" if curve.eval_losses is None else "validation"
-    axes.plot(
-        rates[kept], values.mean(axis=0), "o-", color="black", ms=4, lw=1.4, label=f"{steps} steps", zorder=3
-    )
+    length = f"{steps} steps" if steps > 1 else "one step a rate"
+    axes.plot(rates[kept], values.mean(axis=0), "o-", color="black", ms=4, lw=1.4, label=length, zorder=3)
     if len(losses) > 1:
         band = (values.min(axis=0), values.max(axis=0))
         axes.fill_between(rates[kept], *band, color="black", alpha=0.15, lw=0, label="range of seeds")
@@ -67,7 +73,7 @@ def plot_lr_curve(
         said = suggest.classic(curve).items()
         for (name, rate), dashes in zip(said, ("--", "-.", ":", (0, (1, 3))), strict=False):
             axes.axvline(rate, color="gray", lw=1.2, ls=dashes, label=f"{name} {rate:.2g}")
-    axes.set(xscale="log", xlabel="learning rate", ylabel=f"{kind} loss at the end")
+    axes.set(xscale="log", xlabel="learning rate", ylabel=f"{kind} loss" + " at the end" * (steps > 1))
     if (values > 0).all():
         axes.set_yscale("log")
         _log_ticks(axes.yaxis)
@@ -75,39 +81,136 @@ def plot_lr_curve(
     return _legend_outside(axes)
 
 
-def plot_histories(curve: LRCurve, *, steps_per_epoch: int | None = None, ax: Axes | None = None) -> Axes:
-    """Training loss over time, one line a rate, colored by rate; a cross stands where a run was stopped.
+def plot_histories(
+    curve: LRCurve,
+    *,
+    metrics: str | Sequence[str] = USUAL_METRICS,
+    steps_per_epoch: int | None = None,
+    ax: Axes | Sequence[Axes] | None = None,
+) -> Axes:
+    """Loss and error over time, side by side: one color a rate, training solid, validation dashed.
+
+    A cross stands where a run was stopped. The legend gives the verdict of `diagnose` on each lane: "diverged"
+    where any seed did, else what it says of most seeds.
 
     Args:
       curve: the curve of a sweep; the mean over the seeds that are still running is drawn.
-      steps_per_epoch: average the losses over epochs of that many steps; by default every step is drawn.
-      ax: where to draw; new axes by default.
+      metrics: what is drawn, a panel each: "loss", and names of what `has_aux` or `eval_fn` reported. Of the
+        default ones, those that the curve lacks are passed over.
+      steps_per_epoch: average training over epochs of that many steps, and count epochs; by default every step is
+        drawn.
+      ax: where to draw, one for each panel; a new figure by default.
+
+    Returns:
+      The axes of the first panel; `axes.figure.axes` are all of them.
+
+    Raises:
+      ValueError: the curve lacks a metric, there are more panels than axes, or `steps_per_epoch` is below 1.
+
+    >>> curve = LRCurve(np.array([0.1, 0.2]), np.full((1, 2, 9), np.arange(9, 0, -1), np.float32), None,
+    ...                 np.array([], np.int32), np.full((1, 2), -1, np.int32))
+    >>> axes = plot_histories(curve)
+    >>> [text.get_text() for text in axes.get_legend().get_texts()]
+    ['0.2, too low', '0.1, too low']
+    >>> plt.close(axes.figure)
     """
-    axes = ax or plt.subplots(figsize=(7.5, 4.6), layout="constrained")[1]
-    every, rates = steps_per_epoch or 1, curve.learning_rates
+    names = _metrics(curve, metrics)
+    every = 1 if steps_per_epoch is None else checks.size("steps_per_epoch", steps_per_epoch)
+    panels = _panels(ax, len(names))
+    rates, labels = curve.learning_rates, _labels(curve)
     norm = LogNorm(rates.min(), rates.max() if rates.max() > rates.min() else rates.min() * 1.01)
-    losses = np.where(np.isfinite(curve.losses), curve.losses, np.nan)
-    # What blows up is cut off above, so that the rates that train fill the picture.
-    ceiling = 10 * np.nanmax(np.abs(losses[:, :, 0]))
-    for lane, rate in enumerate(rates):
-        epochs = [losses[:, lane, start : start + every] for start in range(0, losses.shape[-1], every)]
-        x = np.array([i + 1 for i, epoch in enumerate(epochs) if np.isfinite(epoch).any()])
-        y = np.minimum([np.nanmean(epochs[i - 1]) for i in x], ceiling)
-        stopped = (curve.diverged_at[:, lane] >= 0).any()
-        label = f"{rate:.2g}" + (", diverged" if stopped else "")
-        axes.plot(x, y, ".-", ms=4, color=COLORS(norm(rate)), lw=1.4, label=label)
-        if stopped and len(x):
-            axes.plot(x[-1], y[-1], "x", color=ACCENT, ms=8, mew=2, zorder=3, clip_on=False)
-    unit = "step" if steps_per_epoch is None else "epoch"
-    axes.set(xlabel=unit, ylabel="training loss" + ("" if steps_per_epoch is None else ", mean of the epoch"))
-    if np.nanmin(losses) > 0:
-        axes.set_yscale("log")
-        _log_ticks(axes.yaxis)
-    axes.grid(alpha=0.25)
+    colors = [COLORS(norm(rate)) for rate in rates]
+    last = panels[-1]
+    # Drawn first, since the legend is read from the last to the first.
+    if any(values is not None for name in names for values in _history(curve, name)[1:]):
+        averaged = "training, mean of the epoch" if every > 1 else "training"
+        for style, kind in (("--", "validation"), ("-", averaged)):
+            last.plot([], [], style, color="gray", lw=1.4, label=kind)
+    for name, axes in zip(names, panels, strict=True):
+        _draw_histories(axes, curve, name, every, colors, labels)
+        axes.set_xlabel("step" if steps_per_epoch is None else "epoch")
     if len(rates) > LANES_IN_LEGEND:
-        axes.figure.colorbar(ScalarMappable(norm, COLORS), ax=axes, label="learning rate")
-        return axes
-    return _legend_outside(axes, title="learning rate", reverse=True)
+        last.figure.colorbar(ScalarMappable(norm, COLORS), ax=last, label="learning rate")
+    else:
+        _legend_outside(last, title="learning rate", reverse=True)
+    return panels[0]
+
+
+def plot_grid(curve: LRCurve, *, ax: Axes | None = None) -> Axes:
+    """The loss at the end over two hyperparameters, as a heat map: the mean over the seeds, one cell a lane.
+
+    The best cell is framed, and a cross stands where any seed diverged.
+
+    Args:
+      curve: the curve of a sweep over lanes in which two hyperparameters vary, as `grid` makes them.
+      ax: where to draw; new axes by default.
+
+    Returns:
+      The axes, with the first hyperparameter to the right and the second one upward, in equal steps.
+
+    Raises:
+      ValueError: not two hyperparameters vary, or two lanes have the same two values.
+
+    >>> import optax_lr as olr
+    >>> lanes = olr.grid(learning_rate=[0.1, 0.3], weight_decay=[0.0, 0.01, 0.1])
+    >>> losses = np.arange(1, 7, dtype=np.float32).reshape(1, 6, 1)
+    >>> curve = LRCurve(lanes.pop("learning_rate"), losses, None, np.array([], np.int32),
+    ...                 np.full((1, 6), -1, np.int32), hyperparameters=lanes)
+    >>> axes = plot_grid(curve)
+    >>> axes.get_xlabel(), axes.get_ylabel()
+    ('learning_rate', 'weight_decay')
+    >>> plt.close(axes.figure)
+    """
+    varying = {name: values for name, values in curve.lanes.items() if len(np.unique(values)) > 1}
+    if len(varying) != 2:
+        found = ", ".join(varying) or "none does"
+        raise ValueError(
+            f"plot_grid needs a curve in which two hyperparameters vary, got {len(varying)}: {found}."
+        )
+    ticks, places = zip(*(np.unique(values, return_inverse=True) for values in varying.values()), strict=True)
+    cells = np.full([len(values) for values in ticks], np.nan)
+    counts = Counter(zip(*places, strict=True))
+    if counts.most_common(1)[0][1] > 1:
+        raise ValueError(
+            "plot_grid needs one lane for each pair of values, got several; curve.take picks some."
+        )
+    for lane, place in enumerate(zip(*places, strict=True)):
+        with contextlib.suppress(ValueError):  # It diverged.
+            cells[place] = suggest.final_losses(curve.take([lane])).mean()
+    axes = ax or plt.subplots(figsize=(7.5, 4.6), layout="constrained")[1]
+    positive = np.nanmin(cells, initial=np.inf) > 0 and np.isfinite(cells).any()
+    mesh = axes.pcolormesh(
+        cells.T, cmap=COLORS.reversed(), norm="log" if positive else None, ec="white", lw=1
+    )
+    kind = "training" if curve.eval_losses is None else "validation"
+    bar = axes.figure.colorbar(mesh, ax=axes, label=f"{kind} loss at the end")
+    if positive:
+        _log_ticks(bar.ax.yaxis)
+    lost = np.array([place for place in counts if np.isnan(cells[place])]).reshape(-1, 2) + 0.5
+    if len(lost):
+        axes.plot(*lost.T, "x", color=ACCENT, ms=8, mew=2, label="diverged")
+    if np.isfinite(cells).any():
+        best = divmod(int(np.nanargmin(cells)), cells.shape[1])
+        values = ", ".join(f"{values[at]:.3g}" for values, at in zip(ticks, best, strict=True))
+        frame = Rectangle(
+            best,
+            1,
+            1,
+            fill=False,
+            ec=ACCENT,
+            lw=2.5,
+            clip_on=False,
+            label=f"best, {cells[best]:.3g} at {values}",
+        )
+        axes.add_patch(frame)
+    for axis, values, name in zip((axes.xaxis, axes.yaxis), ticks, varying, strict=True):
+        shown = np.arange(0, len(values), -(-len(values) // LABELS_ON_AXIS))
+        axis.set_ticks(shown + 0.5, [f"{value:.3g}" for value in values[shown]])
+        axis.set_label_text(name)
+    axes.legend(
+        loc="lower left", bbox_to_anchor=(0, 1.01), borderaxespad=0, frameon=False, ncols=2, fontsize=9
+    )
+    return axes
 
 
 def plot_schedules(
@@ -157,6 +260,90 @@ def png(axes: Axes) -> bytes:
     figure.savefig(buffer, format="png", bbox_inches="tight")
     plt.close(figure)
     return buffer.getvalue()
+
+
+def _metrics(curve: LRCurve, metrics: str | Sequence[str]) -> list[str]:
+    """The metrics to draw; the usual ones only where the curve has them."""
+    known = ["loss", *dict.fromkeys([*curve.metrics, *curve.eval_metrics])]
+    wanted = [metrics] if isinstance(metrics, str) else list(metrics)
+    if metrics is USUAL_METRICS:
+        return [name for name in wanted if name in known]
+    if not wanted:
+        raise ValueError(f"metrics must name at least one metric; {checks.close_match('', known)}")
+    for name in wanted:
+        if name not in known:
+            raise ValueError(f"metrics: the curve has no {name!r}; {checks.close_match(name, known)}")
+    return wanted
+
+
+def _panels(ax: Axes | Sequence[Axes] | None, count: int) -> list[Axes]:
+    """Axes for each panel, side by side where they are new."""
+    if ax is None:
+        return list(
+            plt.subplots(1, count, figsize=(2.5 + 5 * count, 4.6), layout="constrained", squeeze=False)[1][0]
+        )
+    given = [ax] if isinstance(ax, Axes) else list(np.ravel(np.asarray(ax, object)))
+    if len(given) != count:
+        raise ValueError(f"ax must be one axes for each of {count} panels, got {len(given)}.")
+    return given
+
+
+def _history(curve: LRCurve, name: str) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """A metric in training and in validation, [seeds, lanes, points]; None where it was not taken."""
+    if name == "loss":
+        return curve.losses, curve.eval_losses
+    return curve.metrics.get(name), curve.eval_metrics.get(name)
+
+
+def _labels(curve: LRCurve) -> list[str]:
+    """For each lane its hyperparameters and, where there are steps enough, its verdict."""
+    rates, *others = curve.axes
+    columns = [[f"{value:.2g}" for value in curve.lanes[rates]]]
+    columns += [[f"{name} {value:.2g}" for value in curve.lanes[name]] for name in others]
+    if curve.losses.shape[-1] >= 3:
+        kinds = diagnose(curve.losses, curve.eval_losses).kind
+        columns.append(
+            [
+                "diverged" if "diverged" in seeds else Counter(seeds).most_common(1)[0][0]
+                for seeds in kinds.T.tolist()
+            ]
+        )
+    return [", ".join(words) for words in zip(*columns, strict=True)]
+
+
+def _draw_histories(
+    axes: Axes, curve: LRCurve, name: str, every: int, colors: Sequence[Any], labels: Sequence[str]
+) -> None:
+    """One metric over time: a line for training and one for validation in the color of each lane."""
+    history = [
+        None if values is None else np.where(np.isfinite(values), values, np.nan)
+        for values in _history(curve, name)
+    ]
+    train, evals = history
+    # What blows up is cut off, so that the rates that train fill the picture.
+    first = [np.nanmax(np.abs(values[..., 0]), initial=0) for values in history if values is not None]
+    ceiling = 10 * max(first) or np.inf
+    for lane, (color, label) in enumerate(zip(colors, labels, strict=True)):
+        if train is not None:
+            epochs = np.array_split(train[:, lane], range(every, train.shape[-1], every), axis=-1)
+            kept = [at for at, epoch in enumerate(epochs) if np.isfinite(epoch).any()]
+            x, y = np.array(kept) + 1, np.minimum([np.nanmean(epochs[at]) for at in kept], ceiling)
+            style, width = (".-", 1.4) if len(epochs) <= 50 else ("-", 0.9)
+            axes.plot(x, y, style, ms=4, color=color, lw=width, label=label)
+            if (curve.diverged_at[:, lane] >= 0).any() and kept:
+                axes.plot(x[-1], y[-1], "x", color=ACCENT, ms=8, mew=2, zorder=3, clip_on=False)
+        if evals is not None:
+            taken = np.isfinite(evals[:, lane]).any(axis=0)
+            means = np.minimum(np.nanmean(evals[:, lane][:, taken], axis=0), ceiling)
+            shown = "_" + label if train is not None else label
+            axes.plot(curve.eval_steps[taken] / every, means, "--", color=color, lw=1.4, label=shown)
+    kind = " ".join(["training"] * (evals is None) + ["validation"] * (train is None) + [name])
+    axes.set_ylabel(kind + (", mean of the epoch" if evals is None and every > 1 else ""))
+    drawn = np.concatenate([np.asarray(line.get_ydata()) for line in axes.lines])
+    if (drawn > 0).all() and len(drawn):
+        axes.set_yscale("log")
+        _log_ticks(axes.yaxis)
+    axes.grid(alpha=0.25)
 
 
 def _log_ticks(axis: Axis) -> None:

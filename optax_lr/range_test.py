@@ -13,11 +13,10 @@ from jaxtyping import Array
 
 from . import checks, curves
 from .results import LRCurve, SweepResult
-from .runs import bounds, refuse_if_all_diverged
+from .runs import bounds, build_stage, refuse_if_all_diverged
 from .schedules import anneal_schedule, geometric_schedule
-from .sweep import Engine
-from .training import Loss, pose
-from .types import Metrics, PyTree
+from .training import Loss, Timed, pose
+from .types import PyTree
 
 # The range test has a stop of its own: this one leaves only losses that are not finite to the engine.
 NEVER = 1e30
@@ -116,38 +115,19 @@ def lr_range_test(
         else anneal_schedule(low, high, points - 1, curve=curves.linear)
     )
 
-    def ready(carry: PyTree, lane: PyTree) -> PyTree:
-        # The ramp has a clock of its own: the optimizer's may have counted steps before.
-        return {**carry, "run": problem.init(carry["run"], {"learning_rate": ramp(carry["step"])})}
-
-    def step(carry: PyTree, lane: PyTree, batch: PyTree, key: Array) -> tuple[PyTree, Metrics]:
-        rate = {"learning_rate": ramp(carry["step"])}
-        run, metrics = problem.step(ready(carry, lane)["run"], rate, batch, key)
-        return {"run": run, "step": carry["step"] + 1}, metrics
-
-    engine = Engine(
-        step,
-        num_steps=points,
-        init=ready,
-        evaluate=lambda carry, eval_batch: problem.evaluate(carry["run"], eval_batch),
-        eval_steps=[] if eval_batch is None else range(1, points + 1),
+    # The ramp has a clock of its own: the optimizer's may have counted steps before.
+    stage = build_stage(
+        problem,
+        points,
+        [] if eval_batch is None else range(1, points + 1),
+        Timed(lambda lane, step: ramp(step)),
         stop_factor=NEVER,
         lanes_at_once=lanes_at_once,
         mesh=mesh,
-    )
-    result = engine.run(
-        {"run": problem.starts, "step": jnp.zeros(seeds if problem.drawn else (), jnp.int32)},
-        jnp.zeros(1),
-        problem.batches,
-        seeds=seeds,
-        key=problem.key,
-        carry_per_seed=problem.drawn,
-        eval_batch=eval_batch,
-        stream=problem.stream,
         checkpoint=checkpoint,
         progress=progress,
-        description="range test",
     )
+    result = stage.sweep({"learning_rate": np.array([low])}, seeds, "range test")
     curve = _ramp_curve(np.asarray(jax.vmap(ramp)(jnp.arange(points)), np.float64), result, decay, factor)
     refuse_if_all_diverged(curve, problem, points)
     return curve

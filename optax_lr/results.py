@@ -1,4 +1,4 @@
-"""What a finder hands over: the curve of a sweep, and the rate that was suggested from it."""
+"""What a finder hands over: the curve of a sweep, the rate suggested from it, and verdicts on its histories."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
@@ -34,7 +34,7 @@ class SweepResult(NamedTuple):
     redone_steps: int = 0
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class LRCurve:
     """Losses of training runs at several learning rates: one lane a rate, one run of all lanes a seed.
 
@@ -136,15 +136,13 @@ class LRCurve:
             return _curve(file, path)
 
     def plot(self, **options: Any) -> Any:
-        """`plots.plot_lr_curve` of this curve: loss against rate, on new axes unless `ax` is given."""
+        """Loss against rate, `plots.plot_lr_curve`; where another hyperparameter varies, too, `plots.plot_grid`."""
         from . import plots
 
-        return plots.plot_lr_curve(self, **options)
+        return (plots.plot_lr_curve if len(self.axes) == 1 else plots.plot_grid)(self, **options)
 
-    def _repr_png_(self) -> bytes:
-        from . import plots
-
-        return plots.png(self.plot())
+    def _repr_png_(self) -> bytes | None:
+        return _png(self)
 
     def __str__(self) -> str:
         seeds, lanes, steps = self.losses.shape
@@ -155,8 +153,10 @@ class LRCurve:
             f"{int((~self.stable).sum())} lane(s) diverged, {self.lane_steps:,} lane-steps"
         )
 
+    __repr__ = __str__
 
-@dataclasses.dataclass(frozen=True, eq=False)
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
 class Suggestion:
     """A learning rate, the interval it lies in, and why.
 
@@ -164,11 +164,12 @@ class Suggestion:
       learning_rate: the suggested rate; finite and positive.
       low, high: the ends of the interval around it, `low <= learning_rate <= high`.
       reason: one sentence.
-      curve: the curve that it was read from.
+      curve: the curve that it was read from; of runs of several lengths, that of the longest.
       at_edge: whether the best rate lay at the edge of the rates that were tried.
       lane_steps: how many training steps the search executed, over all its stages.
       rules: what the common rules say of the same curve, by name.
       finalists: the curve of the full runs under the real schedule, or None.
+      shorter: the curves of the shorter runs, from which the drift of the best rate was read.
       params, model_state: what the best finalist ended with, or None; not saved.
     """
 
@@ -181,14 +182,17 @@ class Suggestion:
     lane_steps: int = 0
     rules: Mapping[str, float] = dataclasses.field(default_factory=dict)
     finalists: LRCurve | None = None
-    params: PyTree | None = dataclasses.field(default=None, repr=False)
-    model_state: PyTree | None = dataclasses.field(default=None, repr=False)
+    shorter: tuple[LRCurve, ...] = ()
+    params: PyTree | None = None
+    model_state: PyTree | None = None
 
     def save(self, path: str | Path) -> None:
         """Write the suggestion and its curves, without `params` and `model_state`, to one `.npz` file."""
         arrays = {f"curve/{name}": array for name, array in _arrays(self.curve).items()}
         if self.finalists is not None:
             arrays |= {f"finalists/{name}": array for name, array in _arrays(self.finalists).items()}
+        for at, curve in enumerate(self.shorter):
+            arrays |= {f"shorter{at}/{name}": array for name, array in _arrays(curve).items()}
         scalars = {name: np.array(getattr(self, name)) for name in _SCALARS}
         rules = {f"rules/{name}": np.array(rate) for name, rate in self.rules.items()}
         _write(path, arrays | scalars | rules)
@@ -208,6 +212,10 @@ class Suggestion:
                 **{name: file[name].item() for name in _SCALARS},
                 curve=_curve(file, path, "curve/"),
                 finalists=_curve(file, path, "finalists/") if "finalists" in parts else None,
+                shorter=tuple(
+                    _curve(file, path, f"shorter{at}/")
+                    for at in range(sum(part.startswith("shorter") for part in parts))
+                ),
                 rules={name: rate.item() for name, rate in _below(file, "rules/").items()},
             )
 
@@ -217,13 +225,12 @@ class Suggestion:
 
         return plots.plot_lr_curve(self.curve, suggestion=self, **options)
 
-    def _repr_png_(self) -> bytes:
-        from . import plots
-
-        return plots.png(self.plot())
+    def _repr_png_(self) -> bytes | None:
+        return _png(self)
 
     def __str__(self) -> str:
-        diverged = f"{int((~self.curve.stable).sum())} of {len(self.curve.learning_rates)}"
+        stable = np.concatenate([curve.stable for curve in (*self.shorter, self.curve)])
+        diverged = f"{int((~stable).sum())} of {len(stable)}"
         rows = [
             ("learning rate", f"{self.learning_rate:.3g}"),
             ("interval", f"{self.low:.3g} to {self.high:.3g}"),
@@ -235,6 +242,77 @@ class Suggestion:
             rows.insert(4, ("common rules", ""))
         width = max(len(name) for name, _ in rows)
         return "\n".join([*(f"{name:<{width}}  {value}".rstrip() for name, value in rows), self.reason])
+
+    __repr__ = __str__
+
+
+# By kind of verdict: what its measure says, and what to do.
+_VERDICTS = {
+    "diverged": ("it blew up {:.0%} into the run", "lower the learning rate, tenfold at first"),
+    "overfitting": (
+        "validation gave back {:.0%} of its range",
+        "stop at the lowest validation loss, or regularize",
+    ),
+    "too high": ("rises undid {:.0%} of the falls", "lower the learning rate threefold, or warm it up"),
+    "too low": ("{:.0%} of its fall came late", "raise the learning rate threefold to tenfold"),
+    "plateaued": ("{:.0%} of its fall came late", "stop, or lower the learning rate"),
+    "healthy": ("{:.0%} of its fall came late", "keep the learning rate"),
+}
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Verdict:
+    """What histories of losses say of their learning rates, lane by lane; `diagnose` makes it.
+
+    Attributes:
+      kind: "diverged", "overfitting", "too high", "too low", "plateaued" or "healthy"; [*lanes].
+      measure: the share that the kind rests on, as `diagnose` defines it for each; NaN where the kind is "too low"
+        because nothing fell; [*lanes].
+
+    >>> verdict = Verdict(np.array(["healthy", "too low"]), np.array([0.04, np.nan]))
+    >>> verdict.kind == "healthy"
+    array([ True, False])
+    >>> print(verdict[1])
+    too low: no fall stands out of the noise; raise the learning rate threefold to tenfold.
+    """
+
+    kind: Shaped[np.ndarray, "*lanes"]
+    measure: Float[np.ndarray, "*lanes"]
+
+    @property
+    def reason(self) -> np.ndarray:
+        """What each verdict rests on, in words; [*lanes]."""
+        return self._words(_basis)
+
+    @property
+    def advice(self) -> np.ndarray:
+        """What to do about each lane, in words; [*lanes]."""
+        return self._words(lambda kind, measure: _VERDICTS[kind][1])
+
+    def __getitem__(self, lanes: Any) -> "Verdict":
+        """The verdicts of some lanes, as NumPy takes them."""
+        return Verdict(np.asarray(self.kind[lanes]), np.asarray(self.measure[lanes]))
+
+    def __str__(self) -> str:
+        if not self.kind.ndim:
+            return f"{self.kind}: {self.reason}; {self.advice}."
+        words = zip(self.kind.flat, self.reason.flat, self.advice.flat, strict=True)
+        lanes = (", ".join(map(str, lane)) for lane in np.ndindex(self.kind.shape))
+        rows = [
+            ("lane", "verdict", "because", "what to do"),
+            *((lane, *row) for lane, row in zip(lanes, words, strict=True)),
+        ]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        return "\n".join(
+            "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+            for row in rows
+        )
+
+    __repr__ = __str__
+
+    def _words(self, words: Callable[[str, float], str]) -> np.ndarray:
+        each = zip(self.kind.ravel().tolist(), self.measure.ravel().tolist(), strict=True)
+        return np.array([words(*verdict) for verdict in each], np.str_).reshape(self.kind.shape)
 
 
 _FIELDS = ("learning_rates", "losses", "eval_losses", "eval_steps", "diverged_at", "placement")
@@ -270,6 +348,21 @@ def _agreement(curve: LRCurve) -> dict[str, Any]:
         "validation metrics": sorted(curve.eval_metrics),
         "hyperparameters": sorted(curve.lanes),
     }
+
+
+def _png(result: "LRCurve | Suggestion") -> bytes | None:
+    """The picture that a notebook shows; none where there is nothing to draw, or nothing to draw with."""
+    try:
+        from . import plots
+
+        return plots.png(result.plot())
+    except (ImportError, ValueError):
+        return None
+
+
+def _basis(kind: str, measure: float) -> str:
+    nothing = kind == "too low" and np.isnan(measure)
+    return "no fall stands out of the noise" if nothing else _VERDICTS[kind][0].format(measure)
 
 
 def _npz(path: str | Path) -> Path:

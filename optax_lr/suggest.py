@@ -5,19 +5,27 @@ the training loss averaged over the last quarter of the steps. Rates at which an
 
 The interval of `lowest_loss` and `for_horizon` holds the rates around the best whose loss cannot be told from
 the lowest, by a one-sided t-test at 95%, or lies within 1% of it. The seeds' noise is what is left of the
-losses after the means of rates and of seeds, pooled over the rates whose loss is within twice the lowest. The
-classic rules have no notion of certainty; their interval spans what they say of each seed alone.
+losses after the means of rates and of seeds, pooled over the rates whose loss is within twice the lowest.
+`for_horizon` adds what it does not know of the drift. The classic rules have no notion of certainty; their
+interval spans what they say of each seed alone.
 """
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from .results import LRCurve, Suggestion
 
 TOLERANCE = 0.01
+# How the log of the best rate may move with the log of the length of a run.
+SLOPES = (-1.0, 0.0)
+# Lanes within this factor of the best shape the parabola of runs of one length.
+AROUND = 4.0
+NEAR = 0.1
+# The share of the whole fall of a loss at which the classic hand rules see it begin to fall, or to rise.
+SHARP = 0.1
 
 
 def lowest_loss(curve: LRCurve) -> Suggestion:
@@ -52,31 +60,73 @@ def lowest_loss(curve: LRCurve) -> Suggestion:
     )
 
 
-def for_horizon(curve: LRCurve, horizon: int) -> Suggestion:
-    """The rate for a run of `horizon` steps: the best rate's drift over the curve's evaluations, carried on.
+def for_horizon(curve: LRCurve | Sequence[LRCurve], horizon: int) -> Suggestion:
+    """The rate for a run of `horizon` steps: the best rate's drift with the length of runs, carried on.
 
-    log rate(horizon) = log rate(n) + slope / 2 * log(horizon / n), where n is the last evaluation's step and
-    `slope` that of the best log rate against the log of the step, by least squares. A best rate falls with the
-    length of a run where models overfit and stays where stability limits it; half the slope is the middle.
+    log rate(horizon) = log rate(n) + slope * log(horizon / n), where n is the longest run, rate(n) the vertex of
+    a parabola in log-log by least squares through the lanes within a factor of 4 of the best, and `slope` that
+    of these vertices against the log of the length, by least squares, kept in [-1, 0]: where models overfit, the
+    best rate falls as 1 / steps, since the product of both is what counts; where stability limits it, it stays.
+
+    Args:
+      curve: runs of several lengths, each under the whole of its schedule, at least two; or one curve of lanes at
+        constant rates with losses at several steps. Of the latter half the slope is taken: a constant rate must
+        be smaller than the peak of a schedule, and the two errors about cancel.
+      horizon: the steps of the run to come.
+
+    The interval is that of the longest runs with half of the range of slopes added on both sides.
 
     Raises:
-      ValueError: the curve has validation losses at fewer than two steps, or every rate diverged.
+      ValueError: there are losses at fewer than two lengths, or every rate diverged.
     """
-    history = _history(curve)
+    curves = [curve] if isinstance(curve, LRCurve) else sorted(curve, key=lambda each: each.losses.shape[-1])
+    history = [
+        (step, each.learning_rates, losses)
+        for each in curves
+        for step, losses in (_history(each) if len(curves) == 1 else _history(each)[-1:])
+    ]
     if len(history) < 2:
         raise ValueError(f"for_horizon needs losses at two or more steps of the curve, got {len(history)}.")
-    here, steps = lowest_loss(curve), [step for step, _ in history]
-    bests = [np.log(_bottom(curve.learning_rates, losses)[1]) for _, losses in history]
-    slope = np.polyfit(np.log(steps), bests, 1)[0]
-    shift = float(np.exp(slope / 2 * np.log(horizon / steps[-1])))
-    floor, ceiling = curve.learning_rates[0], curve.learning_rates[curve.stable].max()
-    ends = (here.learning_rate, here.low, here.high)
-    rate, low, high = (float(np.clip(end * shift, floor, ceiling)) for end in ends)
+    here, steps = lowest_loss(curves[-1]), [step for step, *_ in history]
+    bests = [np.log(_wide_bottom(rates, losses)) for _, rates, losses in history]
+    measured = float(np.polyfit(np.log(steps), bests, 1)[0])
+    slope = float(np.clip(measured, *SLOPES)) / (2 if len(curves) == 1 else 1)
+    ahead = np.log(horizon / steps[-1])
+    floor, ceiling = -np.inf, np.inf
+    if len(curves) == 1:
+        floor, ceiling = curves[0].learning_rates[0], curves[0].learning_rates[curves[0].stable].max()
+
+    def carried(log_rate: float, change: float) -> float:
+        return float(np.clip(np.exp(log_rate + np.clip(change, *SLOPES) * ahead), floor, ceiling))
+
+    rate = carried(bests[-1], slope)
+    low, high = (carried(np.log(end), slope + sign * 0.5) for end, sign in ((here.low, -1), (here.high, 1)))
     reason = (
-        f"{here.reason[:-1]}; from {steps[0]} to {steps[-1]} steps the best rate moved as steps^{slope:.2f}, "
-        f"and half of that, carried on to {horizon} steps, multiplies it by {rate / here.learning_rate:.2g}."
+        f"{here.reason[:-1]}; from {steps[0]} to {steps[-1]} steps the best rate moved as steps^{measured:.2f}, "
+        f"which, carried on to {horizon} steps, makes {rate:.3g} of it."
     )
-    return dataclasses.replace(here, learning_rate=rate, low=low, high=high, reason=reason)
+    lane_steps = sum(each.lane_steps for each in curves)
+    return dataclasses.replace(
+        here,
+        learning_rate=rate,
+        low=min(low, rate),
+        high=max(high, rate),
+        reason=reason,
+        shorter=tuple(curves[:-1]),
+        lane_steps=lane_steps,
+    )
+
+
+def next_rate(curve: LRCurve) -> float | None:
+    """Where one more lane tells most: the parabola's vertex, or half way to a lost neighbor; None where one is.
+
+    A rate within a tenth of one that was tried tells nothing new.
+    """
+    losses, rates = final_losses(curve), curve.learning_rates
+    best, vertex = _bottom(rates, losses)
+    if best + 1 < len(rates) and not np.isfinite(losses[:, best + 1]).all():
+        vertex = float(np.sqrt(rates[best] * rates[best + 1]))
+    return None if (np.abs(np.log(rates / vertex)) < NEAR).any() else vertex
 
 
 def steepest(curve: LRCurve) -> Suggestion:
@@ -99,6 +149,63 @@ def valley(curve: LRCurve) -> Suggestion:
 def minimum_over_ten(curve: LRCurve) -> Suggestion:
     """A tenth of the rate of the lowest loss (fastai's "minimum")."""
     return _classic(curve, "minimum over ten", lambda rates, losses: rates[np.argmin(losses)] / 10)
+
+
+def slide(curve: LRCurve) -> Suggestion:
+    """Coming from the right, the first rate from which on the loss no longer bends (fastai's "slide").
+
+    A window of 15 points (of half the curve where it is shorter) slides to the left while the slopes at its ends,
+    in loss per point, differ by more than 0.005; the answer is its left end. Made for ramps of 100 points.
+    """
+
+    def rule(rates: np.ndarray, losses: np.ndarray) -> float:
+        slopes, distance = np.gradient(losses), min(15, (len(losses) - 1) // 2)
+        bends = np.abs(slopes[distance:] - slopes[: len(slopes) - distance]) > 0.005
+        calm = np.flatnonzero(~bends)
+        # The window before the one that is calm; the last one where none bends, the first where all do.
+        return rates[min(calm[-1] + 1, len(bends) - 1) if len(calm) else 0]
+
+    return _classic(curve, "slide", rule)
+
+
+def before_rise(curve: LRCurve) -> Suggestion:
+    """A tenth of the rate from which on the loss rises sharply: the hand rule of the field.
+
+    The rise begins at the last rate above the lowest loss, and connected to it, whose loss is within a tenth of
+    the whole fall (from the smallest rate to the lowest loss) of the lowest.
+    """
+
+    def rule(rates: np.ndarray, losses: np.ndarray) -> float:
+        best = int(np.argmin(losses))
+        rises = losses[best:] - losses[best] > SHARP * (losses[0] - losses[best])
+        return rates[best + (int(np.argmax(rises)) - 1 if rises[1:].any() else len(rises) - 1)] / 10
+
+    return _classic(curve, "before rise", rule)
+
+
+def cyclical_bounds(curve: LRCurve) -> tuple[float, float]:
+    """The base and the peak of a cyclical schedule: where the loss begins to fall, and where it stops falling.
+
+    The base is the first rate at which a tenth of the whole fall is done, the peak that of the lowest loss, both
+    of the seeds' mean. Where the loss does not fall between two rates, the base is a quarter of the peak.
+
+    Raises:
+      ValueError: fewer than two rates did not diverge.
+
+    >>> rates = np.geomspace(0.001, 1.0, 7)
+    >>> losses = np.array([2.0, 1.99, 1.7, 1.2, 0.8, 0.9, 3.0], np.float32)
+    >>> curve = LRCurve(rates, losses[None, :, None], None, np.array([], np.int32), np.full((1, 7), -1, np.int32))
+    >>> base, peak = cyclical_bounds(curve)
+    >>> round(base, 3), round(peak, 3)
+    (0.01, 0.1)
+
+    Source: Smith 2017 (arXiv:1506.01186), section 3.3.
+    """
+    rates, losses = _kept("cyclical bounds", curve)
+    means = losses.mean(axis=0)
+    best = int(np.argmin(means))
+    base = int(np.argmax(means[0] - means >= SHARP * (means[0] - means[best])))
+    return float(rates[base] if base < best else rates[best] / 4), float(rates[best])
 
 
 def largest_stable(curve: LRCurve) -> Suggestion:
@@ -130,7 +237,9 @@ def largest_stable(curve: LRCurve) -> Suggestion:
 CLASSIC_RULES: dict[str, Callable[[LRCurve], Suggestion]] = {
     "steepest": steepest,
     "valley": valley,
+    "slide": slide,
     "minimum over ten": minimum_over_ten,
+    "before rise": before_rise,
     "largest stable": largest_stable,
 }
 
@@ -208,6 +317,20 @@ def _bottom(rates: np.ndarray, losses: np.ndarray) -> tuple[int, float]:
     return best, float(np.exp(np.clip(x[1] - line / (2 * square), x[0], x[2])))
 
 
+def _wide_bottom(rates: np.ndarray, losses: np.ndarray) -> float:
+    """The vertex of the parabola in log-log through the lanes around the best, by least squares."""
+    means = losses.mean(axis=0)
+    best = int(np.nanargmin(means))
+    near = np.isfinite(means) & (np.abs(np.log(rates / rates[best])) <= np.log(AROUND) + 1e-6)
+    x, y = np.log(rates[near] / rates[best]), means[near]
+    if len(x) < 3:
+        return float(rates[best])
+    square, line, _ = np.polyfit(x, np.log(y) if (y > 0).all() else y, 2)
+    if square <= 0:
+        return float(rates[best])
+    return float(rates[best] * np.exp(np.clip(-line / (2 * square), x[0], x[-1])))
+
+
 def _interval(rates: np.ndarray, losses: np.ndarray, best: int) -> tuple[float, float]:
     """The rates that cannot be told from the best: up to half way to the nearest lane on each side that can."""
     from scipy.special import stdtrit  # a third of a second that `import optax_lr` need not take
@@ -228,15 +351,8 @@ def _interval(rates: np.ndarray, losses: np.ndarray, best: int) -> tuple[float, 
 
 def _classic(curve: LRCurve, name: str, rule: Callable[[np.ndarray, np.ndarray], float]) -> Suggestion:
     """A rule of one loss per rate: of the seeds' mean, and of each seed for the interval."""
-    losses = final_losses(curve)
-    kept = np.isfinite(losses).all(axis=0)
-    rates = curve.learning_rates[kept]
-    if len(rates) < 2:
-        raise ValueError(f"The rule {name!r} needs two rates that did not diverge, got {len(rates)}.")
-    rate, each = (
-        float(rule(rates, losses[:, kept].mean(axis=0))),
-        [float(rule(rates, y)) for y in losses[:, kept]],
-    )
+    rates, losses = _kept(name, curve)
+    rate, each = float(rule(rates, losses.mean(axis=0))), [float(rule(rates, seed)) for seed in losses]
     return Suggestion(
         learning_rate=rate,
         low=min(rate, *each),
@@ -245,6 +361,15 @@ def _classic(curve: LRCurve, name: str, rule: Callable[[np.ndarray, np.ndarray],
         curve=curve,
         lane_steps=curve.lane_steps,
     )
+
+
+def _kept(name: str, curve: LRCurve) -> tuple[np.ndarray, np.ndarray]:
+    """The rates that did not diverge, and their losses [seeds, lanes]; at least two."""
+    losses = final_losses(curve)
+    kept = np.isfinite(losses).all(axis=0)
+    if kept.sum() < 2:
+        raise ValueError(f"The rule {name!r} needs two rates that did not diverge, got {kept.sum()}.")
+    return curve.learning_rates[kept], losses[:, kept]
 
 
 def _longest_fall(values: np.ndarray) -> list[int]:

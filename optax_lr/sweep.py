@@ -162,6 +162,7 @@ class _Work(NamedTuple):
     data: PyTree
     eval_data: PyTree
     carry_per_seed: bool
+    num_steps: int
     store: Store
     bar: Bar
 
@@ -199,6 +200,7 @@ class Engine:
         lanes: PyTree,
         batches: PyTree,
         *,
+        num_steps: int | None = None,
         seeds: int = 1,
         key: Array | None = None,
         carry_per_seed: bool = False,
@@ -210,7 +212,12 @@ class Engine:
         progress: bool = True,
         description: str = "sweep",
     ) -> SweepResult:
-        """Train the lanes; see `sweep`. `stream`: batches stay on the host and are sent when they are needed."""
+        """Train the lanes; see `sweep`.
+
+        `num_steps` may be less than the engine's: a shorter run of the same program. `stream`: batches stay on the
+        host and are sent when they are needed.
+        """
+        steps = self.num_steps if num_steps is None else num_steps
         num_lanes, num_seeds = leading_axis("lanes", lanes), checks.size("seeds", seeds)
         root = jax.random.key(0) if key is None else key
         one_seed = _take(batches, 0) if per_seed else batches
@@ -260,11 +267,12 @@ class Engine:
             place.shape(num_seeds),
             form.metrics,
             form.evals,
-            num_steps=self.num_steps,
+            num_steps=steps,
+            history_steps=self.num_steps,
             num_evals=len(self.eval_steps),
             keep_carries=return_carries,
             directory=checkpoint,
-            problem=None if checkpoint is None else self._identity(form, carry, feed, place),
+            problem=None if checkpoint is None else self._identity(form, carry, feed, place, steps),
         )
         work = _Work(
             jobs=place.jobs(num_seeds, num_lanes),
@@ -274,8 +282,9 @@ class Engine:
             data=None if stream and place.layout.batched else place.put(jax.tree.map(jnp.asarray, batches)),
             eval_data=place.put(jax.tree.map(jnp.asarray, eval_batch)),
             carry_per_seed=carry_per_seed or place.layout.batched,
+            num_steps=steps,
             store=store,
-            bar=Bar(description, place, store, num_seeds * num_lanes, self.num_steps, progress),
+            bar=Bar(description, place, store, num_seeds * num_lanes, steps, progress),
         )
         with ThreadPoolExecutor(place.workers) as pool, work.bar:
             for _ in pool.map(lambda job: self._job(work, job), range(len(work.jobs))):
@@ -292,9 +301,10 @@ class Engine:
                 for each in zip(*(store.carries[job] for job in range(len(work.jobs))), strict=True)
             ]
             carries = join(jax.tree.unflatten(form.carry, leaves))
+        evals = sum(step <= steps for step in self.eval_steps)
         return SweepResult(
-            metrics=join(store.history),
-            evals=join(store.evals),
+            metrics={name: values[..., :steps] for name, values in join(store.history).items()},
+            evals={name: values[..., :evals] for name, values in join(store.evals).items()},
             diverged_at=join(store.scalars["diverged_at"]),
             carries=carries,
             placement=place.words,
@@ -310,7 +320,7 @@ class Engine:
             work.jobs[job],
             int(work.store.done[job]),
         )
-        if begin == self.num_steps:
+        if begin == work.num_steps:
             return
         lane = place.put(_take(work.feed.lanes, of_lane), split=True)
         start = _take(work.feed.carry, of_seed) if work.carry_per_seed else work.feed.carry
@@ -329,7 +339,7 @@ class Engine:
             evals = {} if at is None else place.get(work.made.measure(run, eval_data))
             seen = place.get(run if store.wants_carry(end) else run._replace(carry=None))
             store.put(job, end, seen, evals, at)
-            work.bar.report(seen, end - begin, last=end == self.num_steps)
+            work.bar.report(seen, end - begin, last=end == work.num_steps)
             begin = end
 
     def _segments(self, work: _Work, of_seed: Any, begin: int) -> Iterator[tuple[int, PyTree, Any]]:
@@ -339,7 +349,7 @@ class Engine:
         """
         stride = max(STEPS_PER_CALL, -(-self.num_steps // 20))
         ends = sorted({*range(stride, self.num_steps, stride), *self.eval_steps, self.num_steps})
-        todo = [end for end in ends if end > begin]
+        todo = sorted({min(end, work.num_steps) for end in ends if end > begin})
         if work.data is not None:
             data = _take(work.data, of_seed) if work.place.layout.per_seed else work.data
             order = work.place.put(work.feed.orders[of_seed])
@@ -424,7 +434,9 @@ class Engine:
         order = jax.ShapeDtypeStruct((seeds, self.num_steps), jnp.int32)
         return made.train, (run, step, step, lane, shaped(batches), order, shaped(key, seeds))
 
-    def _identity(self, form: Form, carry: PyTree, feed: _Feed, place: Place) -> dict[str, Any]:
+    def _identity(
+        self, form: Form, carry: PyTree, feed: _Feed, place: Place, num_steps: int
+    ) -> dict[str, Any]:
         """What makes a checkpoint this sweep's: everything that its bits depend on."""
         return {
             "lanes": digest(feed.lanes),
@@ -433,8 +445,9 @@ class Engine:
             "eval_batch": digest(feed.eval_batch),
             "key": digest(feed.keys),
             "step": digest_of_program(form.program) + digest(form.consts),
-            "num_steps": self.num_steps,
+            "num_steps": num_steps,
             "eval_steps": self.eval_steps,
+            "history_steps": self.num_steps,
             "stop_factor": self._stop_factor,
             "lanes_at_once": place.width // place.devices if place.layout.batched else None,
             "devices": place.devices,

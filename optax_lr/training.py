@@ -5,6 +5,7 @@ lanes are run and how long: here is the only place that takes a gradient, calls 
 what a carry holds. A *lane* is a dict of traced numbers, `learning_rate` among them.
 """
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -20,6 +21,9 @@ from .learning_rate import with_rates_of
 from .types import Metrics, PyTree, Schedule
 
 Lane = Mapping[str, ScalarLike]
+
+# The number of a lane that says how many steps its run has, where a `Timed` rate asks; the optimizer is not told.
+RUN_STEPS = "run_steps"
 
 # Where keys of starts and of evaluations come from; the engine's own are numbered by seed, from 0.
 _START_STREAM, _EVAL_STREAM = 2**32 - 1, 2**32 - 2
@@ -84,40 +88,139 @@ class Loss(NamedTuple):
         return measured
 
 
+class Timed(NamedTuple):
+    """A rate that the search itself moves, by a clock of its own: `rate(lane, step)`, a number.
+
+    So it serves optimizers that take no schedule, and states that have counted steps before.
+    """
+
+    rate: Callable[[Lane, Array], ScalarLike]
+
+
+class Trainer(NamedTuple):
+    """The functions of a search, without its data; equal where they come from the same functions of the user's.
+
+    Attributes:
+      loss: the user's loss.
+      optimizer: the user's factory, of a rate or, `by_name`, of a lane's numbers as keywords; the learning rate
+        may be a schedule.
+      steady: whether a constant rate goes to the optimizer as a schedule, because the state to start from is
+        that of a schedule.
+      static: what is no array in the parameters and in the model's state, as structures and leaves.
+    """
+
+    loss: Loss
+    optimizer: Callable[..., optax.GradientTransformation]
+    by_name: bool
+    steady: bool
+    static: tuple[tuple[Any, tuple], tuple[Any, tuple]]
+
+    def params(self, carry: Mapping[str, PyTree]) -> PyTree:
+        """The user's own parameters, whole again."""
+        structure, leaves = self.static[0]
+        return _combine(carry["trained"], _combine(carry["kept"], jax.tree.unflatten(structure, leaves)))
+
+    def model_state(self, carry: Mapping[str, PyTree]) -> PyTree:
+        """The user's own model state, whole again."""
+        structure, leaves = self.static[1]
+        return _combine(carry["state"], jax.tree.unflatten(structure, leaves))
+
+    def value(self, carry: Mapping[str, PyTree], batch: PyTree, key: Array) -> tuple[Array, PyTree, Metrics]:
+        """The loss of a batch, the arrays of the new model state, and the metrics."""
+        loss, new_state, metrics = self.loss(self.params(carry), self.model_state(carry), batch, key)
+        state = _arrays(new_state)
+        if why := _difference(carry["state"], state):
+            raise ValueError(f"loss_fn must return a new model_state like the one it was given, {why}.")
+        return loss, state, metrics
+
+    def evaluate(self, carry: Mapping[str, PyTree], eval_data: tuple[PyTree, Array]) -> Metrics:
+        """What an engine calls to evaluate; every lane, seed and step is given one and the same key."""
+        return self.loss.measure(self.params(carry), self.model_state(carry), *eval_data)
+
+    def init(
+        self, carry: dict[str, PyTree], lane: Lane, schedule: Callable | Timed | None = None
+    ) -> dict[str, PyTree]:
+        """A carry ready to train: with a new optimizer state, or with the lane's numbers inside the one it has."""
+        begun = {**carry, "clock": jnp.zeros((), jnp.int32)} if isinstance(schedule, Timed) else carry
+        return self._ready(begun, self._transformation(begun, lane, schedule))
+
+    def step(
+        self,
+        carry: dict[str, PyTree],
+        lane: Lane,
+        batch: PyTree,
+        key: Array,
+        schedule: Callable | Timed | None = None,
+    ) -> tuple[dict[str, PyTree], Metrics]:
+        """One step of training."""
+
+        def loss_of(trained: PyTree) -> tuple[Array, tuple[PyTree, Metrics]]:
+            loss, *beside = self.value({**carry, "trained": trained}, batch, key)
+            return loss, tuple(beside)
+
+        trained = carry["trained"]
+        (loss, (state, metrics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
+        transformation = self._transformation(carry, lane, schedule)
+        ready = self._ready(carry, transformation) if "clock" in carry else carry
+        updates, optimizer_state = transformation.update(
+            gradients,
+            ready["optimizer"],
+            trained,
+            value=loss,
+            grad=gradients,
+            value_fn=lambda trained: loss_of(trained)[0],
+        )
+        after = {"trained": optax.apply_updates(trained, updates), "optimizer": optimizer_state}
+        clock = {"clock": carry["clock"] + 1} if "clock" in carry else {}
+        return {**carry, **after, **clock, "state": state}, {"loss": loss, **metrics}
+
+    def _ready(
+        self, carry: dict[str, PyTree], transformation: optax.GradientTransformation
+    ) -> dict[str, PyTree]:
+        """With the rate of the transformation in the optimizer's state, wherever that holds one."""
+        fresh = transformation.init(carry["trained"])
+        return {
+            **carry,
+            "optimizer": with_rates_of(carry["optimizer"], fresh) if "optimizer" in carry else fresh,
+        }
+
+    def _transformation(
+        self, carry: dict[str, PyTree], lane: Lane, schedule: Callable | Timed | None
+    ) -> optax.GradientTransformationExtraArgs:
+        rate: Any = lane["learning_rate"]
+        try:
+            if isinstance(schedule, Timed):
+                rate = schedule.rate(lane, carry["clock"])
+            elif schedule is not None:
+                rate = schedule(rate)
+        except _TRACER_ERRORS as error:
+            raise _must_not_branch("schedule") from error
+        if self.steady and not callable(rate):
+            rate = _steady(rate)
+        told = {name: x for name, x in lane.items() if not isinstance(schedule, Timed) or name != RUN_STEPS}
+        return _made(self.optimizer, self.by_name, {**told, "learning_rate": rate})
+
+
 class Problem(NamedTuple):
     """What all stages of a search share, checked.
 
     Attributes:
-      loss: the user's loss.
-      optimizer: `lane -> transformation`; a lane's learning rate may be a schedule.
-      steady: whether a constant rate goes to the optimizer as a schedule, because the state to start from is
-        that of a schedule.
+      trainer: the functions.
       starts: the carry that all seeds start from, or with leading axis [seeds] where each has `drawn` its own:
         parameters that are `trained`, those that are `kept`, the model's `state`, and the state of the
         `optimizer` where the run has one already.
-      static: what is no array in the parameters and in the model's state.
-      batches, eval_batch: the data; `batches` with leading axis [batches], to `stream` where they came one by one.
+      batches: the data with leading axis [batches], to `stream` where they came one by one.
+      eval_data: validation data and the key that goes with them, or None.
       key: where orders and keys come from.
     """
 
-    loss: Loss
-    optimizer: Callable[[Mapping[str, Any]], optax.GradientTransformationExtraArgs]
-    steady: bool
+    trainer: Trainer
     starts: dict[str, PyTree]
     drawn: bool
-    static: tuple[PyTree, PyTree]
     batches: PyTree
     stream: bool
-    eval_batch: PyTree
+    eval_data: tuple[PyTree, Array] | None
     key: Array
-
-    def params(self, carry: Mapping[str, PyTree]) -> PyTree:
-        """The user's own parameters, whole again."""
-        return _combine(carry["trained"], _combine(carry["kept"], self.static[0]))
-
-    def model_state(self, carry: Mapping[str, PyTree]) -> PyTree:
-        """The user's own model state, whole again."""
-        return _combine(carry["state"], self.static[1])
 
     def start(self) -> dict[str, PyTree]:
         """What the first seed starts from."""
@@ -132,67 +235,8 @@ class Problem(NamedTuple):
 
         start = self.start()
         parts = {name: jax.tree.map(whole, start[name], carry[name]) for name in ("trained", "kept", "state")}
-        return self.params(parts), None if parts["state"] is None else self.model_state(parts)
-
-    def value(self, carry: Mapping[str, PyTree], batch: PyTree, key: Array) -> tuple[Array, PyTree, Metrics]:
-        """The loss of a batch, the arrays of the new model state, and the metrics."""
-        loss, new_state, metrics = self.loss(self.params(carry), self.model_state(carry), batch, key)
-        state = _arrays(new_state)
-        if why := _difference(carry["state"], state):
-            raise ValueError(f"loss_fn must return a new model_state like the one it was given, {why}.")
-        return loss, state, metrics
-
-    def evaluate(self, carry: Mapping[str, PyTree], eval_batch: PyTree) -> Metrics:
-        """What an engine calls to evaluate; every lane, seed and step is given one and the same key."""
-        key = jax.random.fold_in(self.key, _EVAL_STREAM)
-        return self.loss.measure(self.params(carry), self.model_state(carry), eval_batch, key)
-
-    def init(
-        self, carry: dict[str, PyTree], lane: Lane, schedule: Callable[..., Schedule] | None = None
-    ) -> dict[str, PyTree]:
-        """A carry ready to train: with a new optimizer state, or with the lane's numbers inside the one it has."""
-        fresh = self._transformation(lane, schedule).init(carry["trained"])
-        state = with_rates_of(carry["optimizer"], fresh) if "optimizer" in carry else fresh
-        return {**carry, "optimizer": state}
-
-    def step(
-        self,
-        carry: dict[str, PyTree],
-        lane: Lane,
-        batch: PyTree,
-        key: Array,
-        schedule: Callable[..., Schedule] | None = None,
-    ) -> tuple[dict[str, PyTree], Metrics]:
-        """One step of training."""
-
-        def loss_of(trained: PyTree) -> tuple[Array, tuple[PyTree, Metrics]]:
-            loss, *beside = self.value({**carry, "trained": trained}, batch, key)
-            return loss, tuple(beside)
-
-        trained = carry["trained"]
-        (loss, (state, metrics)), gradients = jax.value_and_grad(loss_of, has_aux=True)(trained)
-        updates, optimizer_state = self._transformation(lane, schedule).update(
-            gradients,
-            carry["optimizer"],
-            trained,
-            value=loss,
-            grad=gradients,
-            value_fn=lambda trained: loss_of(trained)[0],
-        )
-        after = {"trained": optax.apply_updates(trained, updates), "optimizer": optimizer_state}
-        return {**carry, **after, "state": state}, {"loss": loss, **metrics}
-
-    def _transformation(
-        self, lane: Lane, schedule: Callable[..., Schedule] | None
-    ) -> optax.GradientTransformationExtraArgs:
-        planned = _steady if schedule is None and self.steady else schedule
-        if planned is None:
-            return self.optimizer(lane)
-        try:
-            rate = planned(lane["learning_rate"])
-        except _TRACER_ERRORS as error:
-            raise _must_not_branch("schedule") from error
-        return self.optimizer({**lane, "learning_rate": rate})
+        trainer = self.trainer
+        return trainer.params(parts), None if parts["state"] is None else trainer.model_state(parts)
 
 
 def pose(
@@ -234,18 +278,17 @@ def pose(
         | ({} if resumed is None else {"optimizer": resumed})
         for (trained, kept, _), state in zip(parts, states, strict=True)
     ]
-    factory = _factory(optimizer, lane, by_name)
+    _check_optimizer(optimizer, lane, by_name)
+    factory = functools.partial(_made, optimizer, by_name)
+    steady = resumed is not None and _is_of_schedule(factory, resumed, trained, lane, scheduled)
     data = read_batches(batches, read, needed)
     problem = Problem(
-        loss=loss,
-        optimizer=factory,
-        steady=resumed is not None and _is_of_schedule(factory, resumed, trained, lane, scheduled),
+        trainer=Trainer(loss, optimizer, by_name, steady, (_flat(static), _flat(_static(states[0])))),
         starts=jax.tree.map(lambda *leaves: jnp.stack(leaves), *carries) if drawn else carries[0],
         drawn=drawn,
-        static=(static, _static(states[0])),
         batches=data,
         stream=not is_stacked(batches),
-        eval_batch=eval_batch,
+        eval_data=None if eval_batch is None else (eval_batch, jax.random.fold_in(root, _EVAL_STREAM)),
         key=root,
     )
     _check_loss(problem, carries[0])
@@ -269,10 +312,8 @@ def _steady(rate: ScalarLike) -> Schedule:
     return lambda step: jnp.asarray(rate, float)
 
 
-def _factory(
-    optimizer: Callable[..., optax.GradientTransformation], lane: Lane, by_name: bool
-) -> Callable[[Mapping[str, Any]], optax.GradientTransformationExtraArgs]:
-    """The user's factory as a function of a lane; what it cannot do is said in one sentence."""
+def _check_optimizer(optimizer: Any, lane: Lane, by_name: bool) -> None:
+    """Refuse what is no factory, and one that does not take a lane's names."""
     if not callable(optimizer):
         raise ValueError(
             "optimizer must be a function of the learning rate, such as optax.adam or "
@@ -281,23 +322,25 @@ def _factory(
     if by_name and (why := does_not_take(optimizer, **lane)):
         raise ValueError(f"optimizer must take the names of lanes as keywords, {', '.join(lane)}: {why}.")
 
-    def transformation(lane: Mapping[str, Any]) -> optax.GradientTransformationExtraArgs:
-        rate = lane["learning_rate"]
-        try:
-            made = optimizer(**lane) if by_name else optimizer(rate)
-        except _TRACER_ERRORS as error:
-            raise _must_not_branch("optimizer") from error
-        except TypeError as error:
-            if not callable(rate):
-                raise
-            raise ValueError(
-                f"optimizer must take a schedule as its learning rate, as optax.adam does: {error}."
-            ) from error
-        if not (hasattr(made, "init") and hasattr(made, "update")):
-            raise ValueError(f"optimizer must return an optax.GradientTransformation, got {made!r}.")
-        return optax.with_extra_args_support(made)
 
-    return transformation
+def _made(
+    optimizer: Callable[..., optax.GradientTransformation], by_name: bool, lane: Mapping[str, Any]
+) -> optax.GradientTransformationExtraArgs:
+    """What the user's factory makes of a lane; what it cannot do is said in one sentence."""
+    rate = lane["learning_rate"]
+    try:
+        made = optimizer(**lane) if by_name else optimizer(rate)
+    except _TRACER_ERRORS as error:
+        raise _must_not_branch("optimizer") from error
+    except TypeError as error:
+        if not callable(rate):
+            raise
+        raise ValueError(
+            f"optimizer must take a schedule as its learning rate, as optax.adam does: {error}."
+        ) from error
+    if not (hasattr(made, "init") and hasattr(made, "update")):
+        raise ValueError(f"optimizer must return an optax.GradientTransformation, got {made!r}.")
+    return optax.with_extra_args_support(made)
 
 
 def _must_not_branch(name: str) -> ValueError:
@@ -361,13 +404,13 @@ def _described(leaf: Any) -> str:
 
 def _check_loss(problem: Problem, start: dict[str, PyTree]) -> None:
     """Refuse a loss that does not take or return what its options say, before anything is compiled."""
-    loss, batch = problem.loss, jax.tree.map(lambda leaf: leaf[0], problem.batches)
-    given = loss.arguments(problem.params(start), problem.model_state(start), batch, problem.key)
-    if why := does_not_take(loss.loss_fn, *given.values()):
+    trainer, batch = problem.trainer, jax.tree.map(lambda leaf: leaf[0], problem.batches)
+    given = trainer.loss.arguments(trainer.params(start), trainer.model_state(start), batch, problem.key)
+    if why := does_not_take(trainer.loss.loss_fn, *given.values()):
         raise ValueError(f"loss_fn must take ({', '.join(given)}): {why}.")
-    jax.eval_shape(problem.value, start, batch, problem.key)
-    if problem.eval_batch is not None:
-        jax.eval_shape(problem.evaluate, start, problem.eval_batch)
+    jax.eval_shape(trainer.value, start, batch, problem.key)
+    if problem.eval_data is not None:
+        jax.eval_shape(trainer.evaluate, start, problem.eval_data)
 
 
 def _scalars(name: str, metrics: Any, *, without: str | None = None) -> dict[str, Array]:
@@ -418,6 +461,12 @@ def _is_number(leaf: Any) -> bool:
 def _arrays(tree: PyTree) -> PyTree:
     """A tree's arrays and numbers, as arrays; None in place of all else."""
     return jax.tree.map(lambda leaf: jnp.asarray(leaf) if _is_number(leaf) else None, tree)
+
+
+def _flat(tree: PyTree) -> tuple[Any, tuple]:
+    """Structure and leaves: a tree that can be hashed where its leaves can."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(leaves)
 
 
 def _static(tree: PyTree) -> PyTree:

@@ -1,6 +1,7 @@
 """The scripts in benchmarks/ run, and each way that they compare trains the same runs (asserted by the scripts)."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -19,3 +20,19 @@ def test_sweep_speed_prints_a_row_cold_and_warm() -> None:
     assert "| warm, 2 rates | olr | step | vmap" in printed
     tables = printed[printed.index("| cold") :]
     assert tables.count("| small_mlp, SGD |") == 2
+
+
+def test_diagnosis_prints_a_confusion_table_and_is_mostly_right() -> None:
+    printed = run("benchmarks/diagnosis.py", *"--problems 1 --optimizers SGD --seen".split())
+    rows = dict(re.findall(r"^\| ([a-z ]+) \|(.*)\|$", printed[: printed.index("losses alone")], re.M))
+    assert list(rows) == [
+        "made to be",
+        "diverged",
+        "too high",
+        "too low",
+        "plateaued",
+        "overfitting",
+        "healthy",
+        "all",
+    ]
+    assert float(rows["all"].split()[-1].strip("%")) >= 70

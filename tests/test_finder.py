@@ -115,7 +115,7 @@ def test_quick_finds_the_rate_of_the_lowest_validation_loss():
     reached = loss_fn(plain_loop(found.learning_rate, 40, factory=optax.sgd)[0], VALIDATION)
     assert reached <= 1.1 * lowest
     assert found.low <= found.learning_rate <= found.high and not found.at_edge
-    assert {"steepest", "valley", "minimum over ten", "largest stable"} == set(found.rules)
+    assert set(found.rules) == set(olr.suggest.CLASSIC_RULES)
     assert found.lane_steps == found.curve.lane_steps < 25 * 3 * 40
     assert "validation loss is lowest" in found.reason
     assert (~found.curve.stable).any() and found.params is None
@@ -135,7 +135,9 @@ def test_scheduled_runs_finalists_for_the_whole_horizon():
     )
     full = found.finalists
     assert full.losses.shape[0] == 2 and full.losses.shape[2] == 60 and len(full.learning_rates) >= 3
-    np.testing.assert_allclose(full.learning_rates[1:] / full.learning_rates[:-1], 3.0)
+    # Three or more at ratio 3, and at most two more at the vertex of their parabola.
+    exponents = np.log(full.learning_rates / full.learning_rates[0]) / np.log(3.0)
+    assert (np.abs(exponents - exponents.round()) > 1e-5).sum() <= 2 and exponents[-1].round() >= 2
     best = np.nanmin(full.eval_losses[..., -1].mean(axis=0))
     assert full.learning_rates[0] <= found.learning_rate <= full.learning_rates[-1]
     # The best finalist's parameters: seed 0 is a plain loop over the batches, gone through again.
@@ -146,7 +148,7 @@ def test_scheduled_runs_finalists_for_the_whole_horizon():
     _, losses = plain_loop(schedule, 60, batches=looped)
     np.testing.assert_allclose(full.losses[0, lane], losses, rtol=1e-3, atol=1e-6)
     assert best <= full.eval_losses[..., -1].mean(axis=0)[full.stable].min() + 1e-12
-    assert found.lane_steps == found.curve.lane_steps + full.lane_steps
+    assert found.lane_steps == sum(part.lane_steps for part in (*found.shorter, found.curve, full))
     assert "full runs" in found.reason
 
 

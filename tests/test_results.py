@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from optax_lr import LRCurve, Suggestion
+from optax_lr import LRCurve, Suggestion, Verdict
 
 
 def curve_of(rates, evals=True):
@@ -132,3 +132,20 @@ def test_results_print_as_tables():
         "  valley        0.05",
         "A reason.",
     ]
+
+
+def test_verdicts_print_as_a_table():
+    kinds = [["diverged", "overfitting", "too high"], ["too low", "plateaued", "healthy"]]
+    verdict = Verdict(np.array(kinds), np.array([[0.125, 0.3, 0.8], [np.nan, 0.004, 0.04]]))
+    assert verdict.reason.shape == verdict.advice.shape == (2, 3)
+    assert str(verdict).splitlines()[::3] == [
+        "lane  verdict      because                                what to do",
+        "0, 2  too high     rises undid 80% of the falls           lower the learning rate threefold, "
+        "or warm it up",
+        "1, 2  healthy      4% of its fall came late               keep the learning rate",
+    ]
+    late = ["0% of its fall came late", "4% of its fall came late"]
+    assert verdict.reason[1].tolist() == ["no fall stands out of the noise", *late]
+    assert (verdict.kind[1] == "healthy").tolist() == [False, False, True]
+    assert str(verdict[1, 2]) == "healthy: 4% of its fall came late; keep the learning rate."
+    assert verdict[0].kind.tolist() == kinds[0] and len(str(verdict[:, 1]).splitlines()) == 3

@@ -15,7 +15,7 @@ PACKAGE = pathlib.Path(olr.__file__).parent
 # From the first to the last: a room imports from rooms before it.
 ROOMS = """types checks curves cycles schedules decays cyclical compose learning_rate labels layerwise gains
     resilient plateau results batches lanes placement checkpoints progress sweep suggest diagnose grids
-    training runs range_test finder snapshots plots nnx""".split()
+    training runs range_test searches finder refind snapshots plots nnx""".split()
 
 # A method of `results` may import `plots`, so that a suggestion shows its picture.
 INSIDE_FUNCTIONS = {("results", "plots")}
@@ -30,6 +30,7 @@ PUBLIC = {
     "cyclical_momentum_schedule",
     "cyclical_schedule",
     "describe_labels",
+    "diagnose",
     "ensemble_predict",
     "EnsemblePrediction",
     "exponential_decay_schedule",
@@ -52,6 +53,7 @@ PUBLIC = {
     "grid",
     "lr_find",
     "lr_range_test",
+    "lr_refind",
     "lr_sweep",
     "LRCurve",
     "multiply_schedules",
@@ -91,6 +93,7 @@ PUBLIC = {
     "train_only",
     "unfreeze_at",
     "UnfreezeAtState",
+    "Verdict",
     "warmup_stable_decay_schedule",
     "with_warmup",
     "zero_until",

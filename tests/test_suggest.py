@@ -105,6 +105,66 @@ def test_a_drift_is_carried_on_at_half_its_slope():
     assert "steps^-0.50" in found.reason and found.low < found.learning_rate < found.high
 
 
+def test_the_drift_of_runs_under_their_own_schedules_is_carried_on_whole_within_its_range():
+    rates = 2.0 ** np.arange(-12, 3)
+
+    def curves(slope):
+        return [
+            dataclasses.replace(
+                LRCurve(
+                    rates,
+                    np.exp(0.1 * np.log(rates / (0.2 * (steps / 100) ** slope)) ** 2)
+                    .astype(np.float32)[None, :, None]
+                    .repeat(steps, -1),
+                    None,
+                    np.array([], np.int32),
+                    np.full((1, 15), -1, np.int32),
+                )
+            )
+            for steps in (100, 25, 50)
+        ]
+
+    for slope, carried in ((-0.5, -0.5), (-1.4, -1.0), (0.5, 0.0)):
+        found = suggest.for_horizon(curves(slope), 1600)
+        assert np.isclose(found.learning_rate, 0.2 * 16**carried, rtol=2e-2)
+        assert found.low < found.learning_rate < found.high
+        assert [curve.losses.shape[-1] for curve in (*found.shorter, found.curve)] == [25, 50, 100]
+        assert found.lane_steps == 15 * 175
+
+
+def test_slide_equals_the_loop_of_fastai():
+    draw = np.random.default_rng(3)
+    rates = np.geomspace(1e-7, 10, 85)
+    for _ in range(20):
+        losses = np.cumsum(draw.normal(size=85)) * draw.choice([0.001, 0.01, 0.1])
+        slopes, right = np.gradient(losses.astype(np.float32).astype(float)), -1
+        expected = rates[right - 15]
+        while right - 15 >= -85 and abs(slopes[right] - slopes[right - 15]) > 0.005:
+            expected, right = rates[right - 15], right - 1
+        curve = LRCurve(
+            rates, losses.astype(np.float32)[None, :, None], None, np.array([], np.int32),
+            np.full((1, 85), -1, np.int32),
+        )  # fmt: skip
+        assert suggest.slide(curve).learning_rate == expected
+
+
+def test_the_hand_rules_read_where_the_loss_begins_to_fall_and_to_rise():
+    losses = np.array([2.0] * 6 + [1.95, 1.7, 1.2, 1.0, 1.02, 1.05, 1.3, 2.0, 4.0, 8.0, 9.0])
+    curve = curve_of(losses)
+    assert np.isclose(suggest.before_rise(curve).learning_rate, RATES[11] / 10)
+    assert suggest.cyclical_bounds(curve) == (RATES[7], RATES[9])
+    falling = curve_of(np.linspace(2, 1, 17))
+    assert np.isclose(suggest.before_rise(falling).learning_rate, RATES[16] / 10)
+    assert suggest.cyclical_bounds(curve_of(RATES)) == (RATES[0] / 4, RATES[0])
+
+
+def test_the_next_rate_is_the_vertex_or_half_way_to_a_lost_neighbor():
+    assert np.isclose(suggest.next_rate(curve_of(bowl(0.0133))), 0.0133, rtol=1e-3)
+    assert suggest.next_rate(curve_of(bowl(RATES[8]))) is None
+    lost = curve_of(1 / RATES, diverged=range(12, 17))
+    assert np.isclose(suggest.next_rate(lost), np.sqrt(RATES[11] * RATES[12]))
+
+
 def test_a_curve_that_diverged_everywhere_has_no_suggestion():
     curve = curve_of(bowl(0.01), diverged=range(17))
     for rule in (suggest.lowest_loss, suggest.steepest, suggest.largest_stable):

@@ -1,0 +1,205 @@
+"""How good a found learning rate is: the loss of the run that it was found for, over that of the best rate.
+
+    python benchmarks/finder_accuracy.py           # the table
+    python benchmarks/finder_accuracy.py --truth   # full runs over a fine grid of rates, stored beside this file
+
+A case is a problem of `problems.py` with one of its optimizers; the run to come is 1000 steps under
+`one_cycle_schedule`. The truth is the validation loss at its end, the mean of 3 seeds, at rates of ratio 2 and,
+around the best, of ratio 2^(1/4). The best loss is the lowest mean of three neighboring rates, the best rate the
+middle one. Between rates of the grid losses are interpolated in log-log.
+
+Columns: the median, the 90th percentile and the worst of the excess loss (a lost run counts ten times the best);
+the share of cases within a factor of 2 of some rate whose loss is within 1% of the best; the share in which the
+interval holds such a rate; training steps and seconds of a search, compilation included, in the median.
+"""
+
+import argparse
+import json
+import pathlib
+import time
+from collections.abc import Callable, Mapping
+
+import jax
+import numpy as np
+import optax
+from problems import OPTIMIZERS, Problem, problems
+
+import optax_lr as olr
+
+HORIZON = 1000
+SEEDS = 3
+TRUTH = pathlib.Path(__file__).with_name("finder_truth.json")
+
+
+def schedule(peak):
+    return olr.one_cycle_schedule(peak, HORIZON)
+
+
+def full_runs(problem: Problem, optimizer: Callable[..., optax.GradientTransformation], rates) -> np.ndarray:
+    """Validation losses at the end, [rates, seeds]; infinite where a run was lost."""
+    curve = olr.lr_sweep(
+        problem.loss_fn,
+        problem.init,
+        optimizer,
+        problem.batches,
+        learning_rates=rates,
+        num_steps=HORIZON,
+        eval_batch=problem.eval_batch,
+        schedule=schedule,
+        seeds=SEEDS,
+        key=jax.random.key(1),
+        stop_factor=1e6,
+        progress=False,
+    )
+    return np.nan_to_num(curve.eval_losses[..., -1].T.astype(np.float64), nan=np.inf, posinf=np.inf)
+
+
+def find_truth(problem: Problem, optimizer: Callable[..., optax.GradientTransformation]) -> dict[str, list]:
+    """Rates and their losses; the best rate has finer ones around it, and worse ones far on both sides."""
+    found: dict[float, np.ndarray] = {}
+
+    def add(exponents) -> float:
+        new = [x for x in sorted(set(exponents)) if x not in found]
+        if new:
+            found.update(zip(new, full_runs(problem, optimizer, 2.0 ** np.array(new)), strict=True))
+        return min(found, key=lambda x: found[x].mean())
+
+    best = add(np.arange(-16.0, 3.0, 2))
+    while min(best - min(found), max(found) - best) < 4:
+        best = add([min(found) - 2, max(found) + 2])
+    best = add(best + np.array([-5, -3, -1, 1, 3]))
+    best = add(best + np.arange(-2, 2.01, 0.25))
+    best = add(best + np.arange(-1, 1.01, 0.25))
+    exponents = sorted(found)
+    return {
+        "rates": [float(f"{2.0**x:.6g}") for x in exponents],
+        "losses": [[float(f"{loss:.5g}") for loss in found[x]] for x in exponents],
+    }
+
+
+CUSTOMARY = {"momentum": 0.1, "adam": 1e-3, "lion": 1e-4, "clipped adamw": 1e-3}
+RAMP_RULES = ("steepest", "valley", "slide", "minimum over ten", "before rise")
+
+
+def searches(problem: Problem, name: str) -> dict[str, dict[str, float]]:
+    """What every method says of a case, and what that cost."""
+    arguments = (problem.loss_fn, problem.init, OPTIMIZERS[name], problem.batches)
+    found = {}
+
+    def timed(row: str, search: Callable[[], olr.Suggestion]) -> None:
+        start = time.perf_counter()
+        said = search()
+        found[row] = {
+            "rate": said.learning_rate,
+            "low": said.low,
+            "high": said.high,
+            "steps": said.lane_steps,
+            "seconds": time.perf_counter() - start,
+        }
+
+    options = {"eval_batch": problem.eval_batch, "horizon": HORIZON, "progress": False}
+    for steps in (50, 100, 200):
+        timed(
+            f"quick, {steps} steps", lambda steps=steps: olr.lr_find(*arguments, num_steps=steps, **options)
+        )
+    timed("scheduled", lambda: olr.lr_find(*arguments, schedule=schedule, **options))
+    start = time.perf_counter()
+    ramp = olr.lr_range_test(*arguments, progress=False)
+    seconds = time.perf_counter() - start
+    # As fastai cuts it.
+    curve = ramp.take(slice(10, -5))
+    for rule in RAMP_RULES:
+        timed(f"ramp, {rule}", lambda rule=rule: olr.suggest.CLASSIC_RULES[rule](curve))
+        found[f"ramp, {rule}"].update(steps=ramp.lane_steps, seconds=seconds)
+    found["a customary rate"] = {"rate": CUSTOMARY[name], "steps": 0, "seconds": 0.0}
+    return found
+
+
+class Truth:
+    """The stored runs of a case."""
+
+    def __init__(self, stored: Mapping[str, list]):
+        means = np.mean(np.array(stored["losses"], float), axis=1)
+        self.rates, self.losses = np.array(stored["rates"]), np.where(np.isfinite(means), means, np.inf)
+        triples = np.lib.stride_tricks.sliding_window_view(self.losses, 3).mean(axis=1)
+        self.best = triples.min()
+        self.best_rate = self.rates[1 + np.argmin(triples)]
+        self.good = np.append(self.rates[self.losses <= 1.01 * self.best], self.best_rate)
+
+    def excess(self, rate: float) -> float:
+        """By how much the loss at a rate is above the best, as a share of it."""
+        right = np.searchsorted(self.rates, rate)
+        if right == len(self.rates):
+            return LOST
+        left = max(0, right - 1)
+        if not np.isfinite(self.losses[[left, right]]).all():
+            # Between a run and a lost one: the nearer of both.
+            nearer = left if rate**2 < self.rates[left] * self.rates[right] else right
+            loss = self.losses[nearer]
+        else:
+            loss = np.exp(np.interp(np.log(rate), np.log(self.rates), np.log(self.losses)))
+        return min(LOST, loss / self.best - 1)
+
+    def within(self, rate: float) -> bool:
+        return bool((np.abs(np.log2(self.good / rate)) <= 1).any())
+
+    def held(self, low: float, high: float) -> bool:
+        return bool(((self.good >= low) & (self.good <= high)).any())
+
+
+# A lost run counts ten times the best.
+LOST = 9.0
+
+
+def table(truths: Mapping[str, Mapping], results: Mapping[str, Mapping]) -> list[str]:
+    """The rows, as Markdown."""
+    rows = [
+        "| method | median | 90th percentile | worst | within 2x | interval holds it | steps | seconds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for method in next(iter(results.values())):
+        each = [(Truth(truths[case]), found[method]) for case, found in results.items()]
+        excess = [truth.excess(found["rate"]) for truth, found in each]
+        within = np.mean([truth.within(found["rate"]) for truth, found in each])
+        held = [truth.held(found["low"], found["high"]) for truth, found in each if "low" in found]
+        steps, seconds = (np.median([found[name] for _, found in each]) for name in ("steps", "seconds"))
+        covered = f"{np.mean(held):.0%}" if held and "ramp" not in method else ""
+        rows.append(
+            f"| {method} | {np.median(excess):.1%} | {np.percentile(excess, 90):.1%} | {max(excess):.0%} | "
+            f"{within:.0%} | {covered} | {steps:,.0f} | {seconds:.1f} |"
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--truth", action="store_true", help="run what the score is measured against, again")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--results", type=pathlib.Path, help="a file to go on from, and to add results to")
+    options = parser.parse_args()
+    stored = json.loads(TRUTH.read_text()) if TRUTH.exists() else {}
+    results = json.loads(options.results.read_text()) if options.results and options.results.exists() else {}
+    for optimizer in OPTIMIZERS:
+        for name, make in problems().items():
+            case = f"{name}, {optimizer}"
+            if options.only not in case:
+                continue
+            if options.truth:
+                stored[case] = find_truth(make(), OPTIMIZERS[optimizer])
+                TRUTH.write_text(json.dumps(stored, indent=0))
+            elif case in stored and case not in results:
+                results[case] = searches(make(), optimizer)
+                if options.results:
+                    options.results.write_text(json.dumps(results))
+            if case in stored:
+                best = Truth(stored[case])
+                said = [f"{row['rate'] / best.best_rate:.2g}" for row in results.get(case, {}).values()]
+                print(f"{case:45s} {best.best_rate:.3g} {best.best:.4g} {' '.join(said)}", flush=True)
+    if not options.truth:
+        print(f"\n{len(results)} cases\n", *table(stored, results), sep="\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Searches: stages of runs to a suggestion. Which rates are tried next, for how many steps, and when to stop."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, ScalarLike
+
+from . import suggest
+from .results import LRCurve, Suggestion
+from .runs import WIDEST, Stage, refuse_if_all_diverged, widened
+from .schedules import one_cycle_schedule
+from .training import RUN_STEPS
+from .types import PyTree, Schedule
+
+COARSE_LANES_PER_DECADE = 2
+FINE_LANES = 10
+# Of lanes around the best of one length.
+LENGTH_RATIO = 2.0
+FINALIST_RATIO = 3.0
+REFINEMENTS = 2
+
+
+@dataclasses.dataclass(frozen=True)
+class Squeezed:
+    """The rate of a lane whose run goes through a schedule made for `horizon` steps in its own RUN_STEPS."""
+
+    schedule: Callable[[ScalarLike], Schedule]
+    horizon: int
+
+    def __call__(self, lane: Mapping[str, ScalarLike], step: Array) -> ScalarLike:
+        # First and last step fall on first and last; horizon times step may not fit into an integer.
+        last = jnp.maximum(lane[RUN_STEPS] - 1, 1)
+        stride, rest = jnp.divmod(self.horizon - 1, last)
+        t = jnp.minimum(step, last)
+        return self.schedule(lane["learning_rate"])(t * stride + t * rest // last)
+
+
+def one_cycle(lane: Mapping[str, ScalarLike], step: Array) -> ScalarLike:
+    """What a run is taken to do of which nothing but its length is known."""
+    return one_cycle_schedule(lane["learning_rate"], lane[RUN_STEPS])(step)
+
+
+def constant_lanes(stage: Stage, low: float, high: float, seeds: int) -> Suggestion:
+    """Lanes at constant rates: coarse ones over the bounds, and beyond them while needed, then fine ones."""
+    coarse = _coarse(stage, low, high, lambda rates: stage.run_rates(rates, seeds, "coarse lanes"))
+    best = suggest.best_lane(coarse)
+    around = coarse.learning_rates[max(0, best - 1) : best + 2]
+    fine = np.geomspace(around[0], around[-1], FINE_LANES + 2)[1:-1]
+    curve = coarse.merge(stage.run_rates(fine, seeds, "fine lanes"))
+    return dataclasses.replace(suggest.lowest_loss(curve), rules=suggest.classic(curve))
+
+
+def by_length(
+    stage: Stage, lengths: Sequence[int], horizon: int, low: float, high: float, seeds: int
+) -> Suggestion:
+    """Runs of several lengths, each under the whole of its schedule: the shortest search the bounds."""
+    curves: list[LRCurve] = []
+    for steps in lengths:
+        run = functools.partial(_run_squeezed, stage, seeds, "lanes", steps)
+        if curves:
+            best = curves[-1].learning_rates[suggest.best_lane(curves[-1])]
+            begun = run(best * LENGTH_RATIO ** np.arange(-2.0, 2.0))
+        else:
+            begun = _coarse(stage, low, high, run)
+        curves.append(_surrounded(begun, (low / WIDEST, high * WIDEST), run))
+    refuse_if_all_diverged(curves[-1], stage.problem, lengths[-1])
+    return dataclasses.replace(suggest.for_horizon(curves, horizon), rules=suggest.classic(curves[0]))
+
+
+def _run_squeezed(stage: Stage, seeds: int, kind: str, steps: int, rates: np.ndarray) -> LRCurve:
+    lanes = {"learning_rate": rates, RUN_STEPS: np.full(len(rates), steps, np.int32)}
+    return stage.run(lanes, seeds, f"{kind} of {steps} steps", num_steps=steps)[0]
+
+
+def _coarse(stage: Stage, low: float, high: float, run: Callable[[np.ndarray], LRCurve]) -> LRCurve:
+    """Two lanes a decade over the bounds, and more beyond them while the best is at the edge."""
+    count = max(2, round(COARSE_LANES_PER_DECADE * np.log10(high / low)) + 1)
+    coarse = run(np.geomspace(low, high, count))
+    refuse_if_all_diverged(coarse, stage.problem, coarse.losses.shape[-1])
+    ratio = float(coarse.learning_rates[1] / coarse.learning_rates[0])
+    return widened(coarse, ratio, (low / WIDEST, high * WIDEST), run)
+
+
+def _surrounded(curve: LRCurve, bounds: tuple[float, float], run: Callable[[np.ndarray], LRCurve]) -> LRCurve:
+    """The curve with two lanes on either side of the best, at ratio 2, but above no rate that was lost."""
+    while True:
+        rates, best = curve.learning_rates, suggest.best_lane(curve)
+        lost = rates[~curve.stable & (rates > rates[best])].min(initial=np.inf)
+        around = rates[best] * LENGTH_RATIO ** np.array([-2, -1, 1, 2])
+        missing = [
+            rate
+            for rate in around
+            if bounds[0] <= rate <= min(bounds[1], lost)
+            and np.abs(np.log(rates / rate)).min() > np.log(LENGTH_RATIO) / 3
+        ]
+        if not missing:
+            return curve
+        curve = curve.merge(run(np.array(missing)))
+
+
+def shortened_finals(
+    stage: Stage,
+    quick: Suggestion,
+    ratios: np.ndarray,
+    lengths: Sequence[int],
+    horizon: int,
+    seeds: int,
+    bounds: tuple[float, float],
+) -> Suggestion:
+    """Finalists of a horizon too long for full runs: shorter ones, and the drift of their best carried on."""
+    curves: list[LRCurve] = []
+    for steps in lengths:
+        run = functools.partial(_run_squeezed, stage, seeds, "finalists", steps)
+        # The quick search's own runs and its drift say where to begin.
+        known = [quick.curve, *quick.shorter, *curves]
+        center = suggest.for_horizon(known, steps).learning_rate
+        curves.append(_refined(widened(run(center * ratios), FINALIST_RATIO, bounds, run), run))
+    refuse_if_all_diverged(curves[-1], stage.problem, lengths[-1])
+    found = suggest.for_horizon(curves, horizon)
+    return dataclasses.replace(
+        found,
+        reason=f"{found.reason[:-1]}, where runs went through the whole schedule in fewer steps.",
+        curve=quick.curve,
+        shorter=quick.shorter,
+        rules=quick.rules,
+        finalists=curves[-1],
+        lane_steps=quick.lane_steps + found.lane_steps,
+    )
+
+
+def full_finals(
+    stage: Stage, quick: Suggestion, ratios: np.ndarray, seeds: int, bounds: tuple[float, float]
+) -> Suggestion:
+    """The best of full runs around a quick suggestion, widened while the best of them is at an edge."""
+    ends: dict[float, PyTree] = {}
+
+    def run(rates: np.ndarray) -> LRCurve:
+        curve, carries = stage.run({"learning_rate": rates}, seeds, "finalists", return_carries=True)
+        ends.update({rate: jax.tree.map(lambda x, i=i: x[:, i], carries) for i, rate in enumerate(rates)})
+        return curve
+
+    curve = widened(run(quick.learning_rate * ratios), FINALIST_RATIO, bounds, run)
+    refuse_if_all_diverged(curve, stage.problem, stage.engine.num_steps)
+    curve = _refined(curve, run)
+    final, best = suggest.lowest_loss(curve), suggest.best_lane(curve)
+    seed = int(np.argmin(suggest.final_losses(curve)[:, best]))
+    carry = jax.tree.map(lambda leaf: leaf[seed], ends[curve.learning_rates[best]])
+    params, model_state = stage.problem.ended(carry)
+    return dataclasses.replace(
+        final,
+        reason=f"{final.reason[:-1]}, in full runs under their own schedule at {len(ends)} peaks.",
+        curve=quick.curve,
+        shorter=quick.shorter,
+        rules=quick.rules,
+        finalists=curve,
+        params=params,
+        model_state=model_state,
+        lane_steps=quick.lane_steps + curve.lane_steps,
+    )
+
+
+def _refined(curve: LRCurve, run: Callable[[np.ndarray], LRCurve]) -> LRCurve:
+    """Finalists with up to two more at the vertex of their parabola: optima are often sharper than their ratio."""
+    for _ in range(REFINEMENTS):
+        rate = suggest.next_rate(curve)
+        if rate is None:
+            return curve
+        curve = curve.merge(run(np.array([rate])))
+    return curve
+
+
+def noting_bounds(found: Suggestion, low: float, high: float) -> Suggestion:
+    """The suggestion; where the search went on beyond the given bounds, or ended at an edge, it says so."""
+    note = ""
+    if not low <= found.learning_rate <= high:
+        name, bound = ("min", low) if found.learning_rate < low else ("max", high)
+        note = f"; the search was widened beyond {name}_learning_rate={bound:.3g}"
+    if found.at_edge:
+        note += "; the best rate lies at the edge of those that could be tried"
+    return dataclasses.replace(found, reason=f"{found.reason[:-1]}{note}.")

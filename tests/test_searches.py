@@ -1,0 +1,97 @@
+"""Searches: what runs they add, how a squeezed schedule runs, and that a second one compiles nothing."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from lowerings import count_lowerings
+
+import optax_lr as olr
+from optax_lr.searches import Squeezed
+from optax_lr.sweep import Engine
+
+RNG = np.random.default_rng(0)
+INPUTS = RNG.normal(size=(40, 16, 3)).astype(np.float32)
+TARGETS = INPUTS @ np.array([1.0, -2.0, 0.5], np.float32)
+DATA = {"eval_batch": (INPUTS[-1], TARGETS[-1]), "progress": False}
+
+
+def loss_fn(params, batch):
+    return jnp.mean((batch[0] @ params - batch[1]) ** 2)
+
+
+def find(optimizer=optax.adam, **options):
+    return olr.lr_find(loss_fn, jnp.zeros(3), optimizer, (INPUTS, TARGETS), **DATA, **options)
+
+
+@pytest.mark.parametrize(("horizon", "steps"), [(100, 7), (100, 100), (2**31 - 1, 50), (3, 1)])
+def test_a_squeezed_schedule_starts_and_ends_where_the_whole_one_does(horizon, steps):
+    squeezed = Squeezed(lambda peak: lambda step: peak * jnp.asarray(step, jnp.int32), horizon)
+    lane = {"learning_rate": 1, "run_steps": jnp.int32(steps)}
+    found = jax.vmap(lambda step: squeezed(lane, step))(jnp.arange(steps + 1, dtype=jnp.int32))
+    last = max(steps - 1, 1)
+    expected = [min(t, last) * (horizon - 1) // last for t in range(steps + 1)]
+    np.testing.assert_array_less(np.abs(found.astype(np.int64) - expected), 2)
+    assert found[0] == 0 and found[last] == horizon - 1
+
+
+def test_a_lane_of_a_quick_search_is_a_run_under_one_cycle():
+    found = find(horizon=500, num_steps=20)
+    assert [part.losses.shape[-1] for part in (*found.shorter, found.curve)] == [5, 10, 20]
+    rates = found.curve.learning_rates
+    best = rates[olr.suggest.best_lane(found.curve)]
+    # Two lanes on either side of the best, at ratio 2.
+    assert all(np.isclose(rates, best * 2.0**k, rtol=1e-4).any() for k in (-2, -1, 1, 2))
+    whole = olr.lr_sweep(
+        loss_fn, jnp.zeros(3), optax.adam, (INPUTS, TARGETS), learning_rates=rates, num_steps=20, seeds=3,
+        schedule=lambda peak: olr.one_cycle_schedule(peak, 20), **DATA,
+    )  # fmt: skip
+    np.testing.assert_allclose(found.curve.eval_losses[..., -1], whole.eval_losses[..., -1], rtol=2e-3)
+
+
+def test_an_optimizer_that_takes_only_numbers_can_be_searched_for_a_horizon():
+    found = find(
+        lambda rate: optax.chain(optax.scale_by_adam(), optax.scale(-rate)), horizon=500, num_steps=8
+    )
+    again = find(horizon=500, num_steps=8)
+    assert np.isclose(found.learning_rate, again.learning_rate, rtol=1e-4)
+
+
+def test_a_horizon_too_long_for_full_runs_is_squeezed_and_says_so():
+    schedule = lambda peak: olr.one_cycle_schedule(peak, 100)  # noqa: E731
+    found = find(horizon=100, schedule=schedule, max_full_horizon=99, num_steps=8)
+    assert found.finalists.losses.shape[-1] == 50 and found.params is None
+    assert "in fewer steps" in found.reason and "carried on to 100 steps" in found.reason
+    assert found.low <= found.learning_rate <= found.high
+    full = find(horizon=100, schedule=schedule, num_steps=8)
+    assert full.finalists.losses.shape[-1] == 100 and full.params is not None
+    assert 1 / 4 < found.learning_rate / full.learning_rate < 4
+
+
+def test_a_second_search_compiles_nothing():
+    first = find(horizon=60, num_steps=8)
+    with count_lowerings() as lowered:
+        second = find(horizon=60, num_steps=8)
+    assert "train" not in " ".join(lowered) and second.learning_rate == first.learning_rate
+    with count_lowerings() as lowered:
+        find(lambda rate: optax.adam(rate), horizon=60, num_steps=8)
+    assert "train" in " ".join(lowered)
+
+
+def test_a_search_beyond_its_bounds_says_so():
+    found = find(max_learning_rate=1e-4, num_steps=5)
+    assert "widened beyond max_learning_rate=0.0001" in found.reason
+
+
+def test_a_shorter_run_of_an_engine_is_the_beginning_of_a_longer_one():
+    def step(x, rate, batch, key):
+        return x - rate * (x - batch), {"loss": (x - batch) ** 2}
+
+    engine = Engine(step, num_steps=9, evaluate=lambda x, batch: {"x": x}, eval_steps=[3, 6, 9])
+    arguments = (jnp.float32(1), jnp.array([0.1, 0.5]), jnp.linspace(0, 1, 9))
+    options = {"seeds": 2, "eval_batch": 0.0, "progress": False, "return_carries": True}
+    whole, short = engine.run(*arguments, **options), engine.run(*arguments, num_steps=6, **options)
+    np.testing.assert_array_equal(short.metrics["loss"], whole.metrics["loss"][..., :6])
+    np.testing.assert_array_equal(short.evals["x"], whole.evals["x"][..., :2])
+    np.testing.assert_array_equal(short.carries, whole.evals["x"][..., 1])
