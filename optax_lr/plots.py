@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -26,6 +27,7 @@ from .types import Schedule
 COLORS = ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 0.9, 256)))
 ACCENT = "#d62728"
 LANES_IN_LEGEND = 14
+DASHES = ("--", "-.", ":", (0, (1, 3)), (0, (8, 3)), (0, (3, 1, 1, 1, 1, 1)))
 LABELS_ON_AXIS = 12
 USUAL_METRICS = ("loss", "error")
 
@@ -37,7 +39,7 @@ def plot_lr_curve(
 
     Args:
       curve: the curve of a sweep.
-      suggestion: drawn as a line, its interval as a shaded span.
+      suggestion: drawn as a line, its interval as a shaded span, its shorter runs as gray curves.
       rules: whether the common rules are drawn as lines, too.
       ax: where to draw; new axes by default.
 
@@ -55,9 +57,14 @@ def plot_lr_curve(
     if len(losses) > 1:
         band = (values.min(axis=0), values.max(axis=0))
         axes.fill_between(rates[kept], *band, color="black", alpha=0.15, lw=0, label="range of seeds")
-    if not kept.all():
-        top = np.full((~kept).sum(), 0.97)
-        crosses = axes.plot(rates[~kept], top, "x", color=ACCENT, ms=7, mew=1.8, label="diverged")
+    shorter = () if suggestion is None else suggestion.shorter
+    for shade, short in zip(np.linspace(0.75, 0.5, len(shorter)), shorter, strict=True):
+        means, length = suggest.final_losses(short).mean(axis=0), f"{short.losses.shape[-1]} steps"
+        axes.plot(short.learning_rates, means, ".-", color=str(shade), ms=4, lw=1, label=length)
+    lost = np.unique(np.concatenate([each.learning_rates[~each.stable] for each in (*shorter, curve)]))
+    if len(lost):
+        top = np.full(len(lost), 0.97)
+        crosses = axes.plot(lost, top, "x", color=ACCENT, ms=7, mew=1.8, label="diverged")
         crosses[0].set_transform(axes.get_xaxis_transform())
     if suggestion is not None and suggestion.finalists is not None:
         full = suggestion.finalists
@@ -70,8 +77,8 @@ def plot_lr_curve(
         label = f"suggestion {suggestion.learning_rate:.3g}"
         axes.axvline(suggestion.learning_rate, color=COLORS(0.4), lw=2, label=label)
     if rules:
-        said = suggest.classic(curve).items()
-        for (name, rate), dashes in zip(said, ("--", "-.", ":", (0, (1, 3))), strict=False):
+        said = suggest.classic(curve) if suggestion is None else suggestion.rules
+        for (name, rate), dashes in zip(said.items(), itertools.cycle(DASHES), strict=False):
             axes.axvline(rate, color="gray", lw=1.2, ls=dashes, label=f"{name} {rate:.2g}")
     axes.set(xscale="log", xlabel="learning rate", ylabel=f"{kind} loss" + " at the end" * (steps > 1))
     if (values > 0).all():

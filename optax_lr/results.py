@@ -169,8 +169,8 @@ class Suggestion:
       lane_steps: how many training steps the search executed, over all its stages.
       rules: what the common rules say of the same curve, by name.
       finalists: the curve of the full runs under the real schedule, or None.
-      shorter: the curves of the shorter runs, from which the drift of the best rate was read.
       params, model_state: what the best finalist ended with, or None; not saved.
+      shorter: the curves of the shorter runs, from which the drift of the best rate was read.
     """
 
     learning_rate: float
@@ -182,9 +182,9 @@ class Suggestion:
     lane_steps: int = 0
     rules: Mapping[str, float] = dataclasses.field(default_factory=dict)
     finalists: LRCurve | None = None
-    shorter: tuple[LRCurve, ...] = ()
     params: PyTree | None = None
     model_state: PyTree | None = None
+    shorter: tuple[LRCurve, ...] = ()
 
     def save(self, path: str | Path) -> None:
         """Write the suggestion and its curves, without `params` and `model_state`, to one `.npz` file."""

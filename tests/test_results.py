@@ -50,13 +50,27 @@ def test_a_curve_survives_its_file(tmp_path, evals):
 def test_a_suggestion_survives_its_file(tmp_path):
     curve = curve_of([0.1, 0.2])
     for finalists in (None, curve_of([0.3])):
-        found = Suggestion(0.15, 0.1, 0.2, "a reason", curve, True, 12, {"valley": 0.05}, finalists, {"w": 1})
+        found = Suggestion(
+            0.15,
+            0.1,
+            0.2,
+            "a reason",
+            curve,
+            True,
+            12,
+            {"valley": 0.05},
+            finalists,
+            {"w": 1},
+            shorter=(curve_of([0.4]), curve_of([0.5])),
+        )
         found.save(tmp_path / "found.npz")
         back = Suggestion.load(tmp_path / "found.npz")
         assert (back.learning_rate, back.low, back.high, back.reason) == (0.15, 0.1, 0.2, "a reason")
         assert (back.at_edge, back.lane_steps, back.rules, back.params) == (True, 12, {"valley": 0.05}, None)
         same(back.curve, curve)
         assert (back.finalists is None) == (finalists is None)
+        for ours, theirs in zip(back.shorter, found.shorter, strict=True):
+            same(ours, theirs)
     same(back.finalists, finalists)
 
 
