@@ -77,7 +77,7 @@ def plot_lr_curve(
         label = f"suggestion {suggestion.learning_rate:.3g}"
         axes.axvline(suggestion.learning_rate, color=COLORS(0.4), lw=2, label=label)
     if rules:
-        said = suggest.classic(curve) if suggestion is None else suggestion.rules
+        said = (suggestion and suggestion.rules) or suggest.classic(curve)
         for (name, rate), dashes in zip(said.items(), itertools.cycle(DASHES), strict=False):
             axes.axvline(rate, color="gray", lw=1.2, ls=dashes, label=f"{name} {rate:.2g}")
     axes.set(xscale="log", xlabel="learning rate", ylabel=f"{kind} loss" + " at the end" * (steps > 1))
