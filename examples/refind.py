@@ -83,7 +83,9 @@ def main():
         axes.plot(epochs, rates, color=color, lw=1.6)
     for rates in chosen:
         axes.plot(epochs, rates, color="#d62728", lw=1, alpha=0.7)
-    axes.set(xlabel="epoch", ylabel="learning rate", yscale="log", ylim=(constant / 300, constant * 30))
+    axes.set(
+        xlabel="epoch", ylabel="learning rate", yscale="log", ylim=(min(map(min, chosen)) / 2, constant * 5)
+    )
     names = [*fixed, f"found again, {SEEDS} runs"]
     axes.legend([axes.lines[0], axes.lines[1], axes.lines[2]], names, frameon=False)
     axes.grid(alpha=0.25)
