@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.extend
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
@@ -194,7 +193,9 @@ def inspect(
                 f"step must keep shapes and dtypes of its carry, got {new.dtype}{list(new.shape)} for "
                 f"{old.dtype}{list(old.shape)} at carry{jax.tree_util.keystr(path)}."
             )
-    flat_step, form = jax.extend.core.jaxpr_as_fun(program), jax.tree.structure((carry, metrics))
+    from jax.extend.core import jaxpr_as_fun  # 40 ms, for all of Pallas, that `import optax_lr` need not take
+
+    flat_step, form = jaxpr_as_fun(program), jax.tree.structure((carry, metrics))
 
     def traced(*arguments: PyTree) -> tuple[PyTree, Metrics]:
         # What does not depend on the arguments comes as Python numbers.

@@ -202,7 +202,7 @@ def test_the_functions_of_nnx_are_what_is_declared():
 
 
 def test_import_is_light():
-    heavy = "matplotlib flax orbax chex sklearn tqdm".split()
+    heavy = "matplotlib flax orbax chex sklearn scipy.stats tqdm jax.extend".split()
     code = (
         f"import sys, jax, optax; before = set(sys.modules); import optax_lr; "
         f"print(*[m for m in {heavy} if m in set(sys.modules) - before])"
