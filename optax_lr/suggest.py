@@ -308,13 +308,10 @@ def _bottom(rates: np.ndarray, losses: np.ndarray) -> tuple[int, float]:
     best = int(np.nanargmin(means))
     if not 0 < best < len(rates) - 1:
         return best, float(rates[best])
-    x, y = np.log(rates[best - 1 : best + 2]), means[best - 1 : best + 2]
-    if not np.isfinite(y).all():
+    near = slice(best - 1, best + 2)
+    if not np.isfinite(means[near]).all():
         return best, float(rates[best])
-    square, line, _ = np.polyfit(x - x[1], np.log(y) if (y > 0).all() else y, 2)
-    if square <= 0:
-        return best, float(rates[best])
-    return best, float(np.exp(np.clip(x[1] - line / (2 * square), x[0], x[2])))
+    return best, float(rates[best] * np.exp(_vertex(np.log(rates[near] / rates[best]), means[near])))
 
 
 def _wide_bottom(rates: np.ndarray, losses: np.ndarray) -> float:
@@ -325,10 +322,13 @@ def _wide_bottom(rates: np.ndarray, losses: np.ndarray) -> float:
     x, y = np.log(rates[near] / rates[best]), means[near]
     if len(x) < 3:
         return float(rates[best])
+    return float(rates[best] * np.exp(_vertex(x, y)))
+
+
+def _vertex(x: np.ndarray, y: np.ndarray) -> float:
+    """Where the parabola through log y (or y, where that is not positive) is lowest, within x; 0 if nowhere."""
     square, line, _ = np.polyfit(x, np.log(y) if (y > 0).all() else y, 2)
-    if square <= 0:
-        return float(rates[best])
-    return float(rates[best] * np.exp(np.clip(-line / (2 * square), x[0], x[-1])))
+    return float(np.clip(-line / (2 * square), x[0], x[-1])) if square > 0 else 0.0
 
 
 def _interval(rates: np.ndarray, losses: np.ndarray, best: int) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from jaxtyping import Array, ScalarLike
 
 from .batches import is_stacked, read_batches, root_key, shapes
 from .learning_rate import with_rates_of
+from .placement import is_key
 from .types import Metrics, PyTree, Schedule
 
 Lane = Mapping[str, ScalarLike]
@@ -230,8 +231,9 @@ class Problem(NamedTuple):
         """The user's parameters and model state of a carry that an engine returned, random keys made whole."""
 
         def whole(begun: Any, ended: Any) -> Any:
-            is_key = jnp.issubdtype(begun.dtype, jax.dtypes.prng_key)
-            return jax.random.wrap_key_data(ended, impl=jax.random.key_impl(begun)) if is_key else ended
+            if not is_key(begun):
+                return ended
+            return jax.random.wrap_key_data(ended, impl=jax.random.key_impl(begun))
 
         start = self.start()
         parts = {name: jax.tree.map(whole, start[name], carry[name]) for name in ("trained", "kept", "state")}
