@@ -51,7 +51,7 @@ class Work(NamedTuple):
       num_steps, history_steps: how many steps a run has, and how many its program has room for.
       eval_steps: after how many steps runs are evaluated.
       at_once: whether a call may train several lanes, one after the other: nothing but their reports is wanted.
-      spares: runs that are over, whose memory the next ones take.
+      spares: what calls returned and nobody needs, whose memory the next ones take.
     """
 
     jobs: list[tuple[Any, Any]]
@@ -68,7 +68,7 @@ class Work(NamedTuple):
     at_once: bool
     store: Store
     bar: Bar
-    spares: list[tuple[Run, Run]]
+    spares: list[Run]
 
 
 def run_jobs(work: Work) -> None:
@@ -88,7 +88,7 @@ def run_jobs(work: Work) -> None:
         most = 1
         while taken := take(most):
             begun = time.perf_counter()
-            _run_at_once(work, taken) if len(taken) > 1 else _run(work, taken[0])
+            _run_at_once(work, taken) if work.at_once else _run(work, taken[0])
             if work.at_once:
                 pace = (time.perf_counter() - begun) / len(taken)
                 most = min(LANES_PER_CALL, math.ceil(SECONDS_PER_CALL / pace))
@@ -102,32 +102,20 @@ def _start(work: Work, of_seed: Any) -> PyTree:
     return take(work.feed.carry, of_seed) if work.carry_per_seed else work.feed.carry
 
 
-def _memory(work: Work) -> tuple[Run, Run]:
-    return work.spares.pop() if work.spares else blank(work.form, work.history_steps)
-
-
-def _stack(work: Work, of_lanes: Sequence[int]) -> PyTree:
-    """Lanes for one call of the program of lone lanes, always as many: the last is repeated."""
-    index = np.minimum(np.arange(LANES_PER_CALL), len(of_lanes) - 1)
-    return take(work.feed.lanes, np.asarray(of_lanes)[index])
+def _memory(work: Work) -> Run:
+    return work.spares.pop() if work.spares else blank(work.form, work.history_steps, reports=work.at_once)
 
 
 def _run_at_once(work: Work, jobs: list[int]) -> None:
     """Train lanes of one seed from their start to their end, one after the other, in one call."""
-    of_seed, end = work.jobs[jobs[0]][0], np.int32(work.num_steps)
+    of_seed, count, end = work.jobs[jobs[0]][0], np.int32(len(jobs)), np.int32(work.num_steps)
     ((_, *data),) = _segments(work, of_seed, 0)
-    run, seen = work.made.train_alone(
-        _memory(work),
-        _start(work, of_seed),
-        np.int32(len(jobs)),
-        np.int32(0),
-        end,
-        _stack(work, [work.jobs[job][1] for job in jobs]),
-        *data,
-        work.feed.keys[of_seed],
-    )
+    # Always as many lanes: the last is repeated.
+    of_lanes = [work.jobs[job][1] for job in jobs] + [work.jobs[jobs[-1]][1]] * (LANES_PER_CALL - len(jobs))
+    lanes, key = take(work.feed.lanes, np.array(of_lanes)), work.feed.keys[of_seed]
+    seen = work.made.train_lanes(_memory(work), _start(work, of_seed), count, end, lanes, *data, key)
     reports = work.place.get(seen)
-    work.spares.append((run, seen))
+    work.spares.append(seen)
     for i, job in enumerate(jobs):
         work.store.put(job, work.num_steps, take(reports, i), {}, None)
     work.bar.report(take(reports, slice(len(jobs))), work.num_steps, last=True)
@@ -138,11 +126,9 @@ def _run(work: Work, job: int) -> None:
     place, store, made = work.place, work.store, work.made
     (of_seed, of_lane), begin = work.jobs[job], int(store.done[job])
     start = _start(work, of_seed)
-    if place.alone:
-        lane, (run, reports) = _stack(work, [of_lane]), _memory(work)
-    else:
-        lane = place.put(take(work.feed.lanes, of_lane), split=True)
-        run = made.start(place.put(start) if place.layout.batched else start, lane)
+    lane = place.put(take(work.feed.lanes, of_lane), split=True)
+    batched_start = place.put(start) if place.layout.batched else start
+    run = _memory(work) if place.alone else made.start(batched_start, lane)
     if begin:
         run = _restored(run, store, job)
     key = place.put(work.feed.keys[of_seed])
@@ -152,7 +138,7 @@ def _run(work: Work, job: int) -> None:
         if place.stepwise:
             run = _step_by_step(work.made, run, begin, end, feed)
         elif place.alone:
-            run, reports = made.train_alone((run, reports), start, np.int32(1), *span, *feed)
+            run = made.train_alone(run, start, *span, *feed)
         else:
             run = made.train(run, *span, *feed)
         at = work.eval_steps.index(end) if end in work.eval_steps else None
@@ -165,7 +151,7 @@ def _run(work: Work, job: int) -> None:
             break
         begin = end
     if place.alone:
-        work.spares.append((run, reports))
+        work.spares.append(run)
 
 
 def _segments(work: Work, of_seed: Any, begin: int) -> Iterator[tuple[int, PyTree, Any]]:

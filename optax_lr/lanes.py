@@ -4,6 +4,7 @@ A program holds one lane, or a `vmap` over seeds and lanes of which a mesh may g
 never wait for each other: their shares are loops of their own (`shard_map`), and nothing crosses between them.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -60,10 +61,10 @@ class Programs(NamedTuple):
     Attributes:
       start: `start(carry, lane) -> run`.
       train: `train(run, begin, end, *feed) -> run`, for steps from `begin` to `end`.
-      train_alone: `train_alone((run, reports), carry, count, begin, end, *feed) -> (run, reports)`, the same of
-        lone lanes: the first `count` of `feed`'s, one after the other. They start by themselves where `begin` is 0
-        (`run` is then mere memory): one program to compile in place of two. `run` is that of the last, `reports`
-        are all runs without their carries, [LANES_PER_CALL].
+      train_alone: `train_alone(run, carry, begin, end, *feed) -> run`, the same of a lone lane, which starts by
+        itself where `begin` is 0 (`run` is then mere memory): one program to compile in place of two.
+      train_lanes: `train_lanes(reports, carry, count, end, *feed) -> reports`, whole runs of lone lanes, the first
+        `count` of `feed`'s, one after the other. `reports` are runs without their carries, [LANES_PER_CALL].
       train_once: `train_once(run, t, *feed) -> run`, for one step.
       measure: `measure(run, eval_batch) -> metrics`.
     """
@@ -71,6 +72,7 @@ class Programs(NamedTuple):
     start: Any
     train: Any
     train_alone: Any
+    train_lanes: Any
     train_once: Any
     measure: Any
 
@@ -83,6 +85,7 @@ class Form(NamedTuple):
       carry: shapes and dtypes of its carry.
       step: the step as it was traced, so that the user's code runs once.
       program: the same as a closed jaxpr.
+      convolves: whether there is a convolution in it.
       key_impl: the kind of its random keys.
     """
 
@@ -91,6 +94,7 @@ class Form(NamedTuple):
     carry: PyTree
     step: StepFn
     program: Any
+    convolves: bool
     key_impl: str
 
 
@@ -99,9 +103,15 @@ def _strong(carry: PyTree) -> PyTree:
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), carry)
 
 
-def _at(tree: PyTree, index: Array) -> PyTree:
-    """The entry of every leaf along its leading axis, at an index within it."""
-    return jax.tree.map(lambda leaf: jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False), tree)
+def entry(tree: PyTree, index: Array) -> PyTree:
+    """The entry of every leaf along its leading axis, at an index in [0, size): asking for more costs a kernel."""
+    read = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False, allow_negative_indices=False)
+    return jax.tree.map(lambda leaf: read(leaf, index), tree)
+
+
+def written(values: Array, value: Array, index: Array) -> Array:
+    """`values` with `value` at an index in [0, size) of its leading axis."""
+    return jax.lax.dynamic_update_index_in_dim(values, value, index, 0, allow_negative_indices=False)
 
 
 def fresh(carry: PyTree, names: Sequence[str], num_steps: int) -> Run:
@@ -114,22 +124,20 @@ def fresh(carry: PyTree, names: Sequence[str], num_steps: int) -> Run:
     )
 
 
-def blank(form: Form, num_steps: int) -> tuple[Run, Run]:
-    """Memory for a lone run and for reports of many, on the host where it can be: only random keys cannot."""
+def blank(form: Form, num_steps: int, *, reports: bool) -> Run:
+    """Memory for a lone run, or for the reports of many, on the host where it can be: only random keys cannot."""
 
     def room(leaf: jax.ShapeDtypeStruct) -> Any:
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         return (jax.lax.full if is_key else np.full)(leaf.shape, 0, leaf.dtype)
 
-    def run(carry: PyTree, *lead: int) -> Run:
-        beside: dict[str, Any] = {
-            "track": np.zeros((*lead, 4), np.float32),
-            "diverged_at": np.zeros(lead, np.int32),
-            "history": {name: np.zeros((*lead, num_steps), np.float32) for name in form.metrics},
-        }
-        return Run(carry=carry, **beside)
-
-    return run(jax.tree.map(room, form.carry)), run(None, LANES_PER_CALL)
+    lead = (LANES_PER_CALL,) if reports else ()
+    beside: dict[str, Any] = {
+        "track": np.zeros((*lead, 4), np.float32),
+        "diverged_at": np.zeros(lead, np.int32),
+        "history": {name: np.zeros((*lead, num_steps), np.float32) for name in form.metrics},
+    }
+    return Run(carry=None if reports else jax.tree.map(room, form.carry), **beside)
 
 
 def record(
@@ -153,11 +161,17 @@ def record(
         track=jnp.stack([first, total, weight, best]),
         diverged_at=jnp.where(live & ~goes_on, t, run.diverged_at),
         history={
-            name: jax.lax.dynamic_update_index_in_dim(
-                values, jnp.where(live, metrics[name].astype(jnp.float32), jnp.nan), t, 0
-            )
+            name: written(values, jnp.where(live, metrics[name].astype(jnp.float32), jnp.nan), t)
             for name, values in run.history.items()
         },
+    )
+
+
+def _convolves(jaxpr: Any) -> bool:
+    """Whether there is a convolution among the equations of a jaxpr, or of those within them."""
+    inner = (getattr(part, "jaxpr", part) for each in jaxpr.eqns for part in jax.tree.leaves(each.params))
+    return any(each.primitive.name == "conv_general_dilated" for each in jaxpr.eqns) or any(
+        _convolves(part) for part in inner if hasattr(part, "eqns")
     )
 
 
@@ -207,6 +221,7 @@ def inspect(
         carry=carry,
         step=traced,
         program=program,
+        convolves=_convolves(program.jaxpr),
         key_impl=key_impl,
     )
 
@@ -233,7 +248,7 @@ def programs(
 
     def batch_of(t: Array, batches: PyTree, order: Array) -> PyTree:
         if not layout.batched:
-            return _at(batches, _at(order, t))
+            return entry(batches, entry(order, t))
         # One gather for all lanes of a seed: no batch is copied per lane.
         index = (jnp.arange(len(order)), order[:, t]) if layout.per_seed else order[:, t]
         return jax.tree.map(lambda leaf: leaf[index], batches)
@@ -254,29 +269,22 @@ def programs(
             (begin, run),
         )[1]
 
-    def train_alone(
-        memory: tuple[Run, Run],
-        carry: PyTree,
-        count: Array,
-        begin: Array,
-        end: Array,
-        lanes: PyTree,
-        *feed: Any,
-    ) -> tuple[Run, Run]:
-        def next_lane(state: tuple[Array, Run, Run]) -> tuple[Array, Run, Run]:
-            i, run, reports = state
-            lane = _at(lanes, i)
-            begun = jax.lax.cond(begin == 0, lambda: start(carry, lane), lambda: run)
-            ended = train(begun, begin, end, lane, *feed)
-            more = jax.tree.map(
-                lambda all_, one: jax.lax.dynamic_update_index_in_dim(all_, one, i, 0),
-                reports,
-                ended._replace(carry=None),
-            )
-            return i + 1, ended, more
+    def train_alone(run: Run, carry: PyTree, begin: Array, end: Array, lane: PyTree, *feed: Any) -> Run:
+        begun = jax.lax.cond(begin == 0, lambda: start(carry, lane), lambda: run)
+        return train(begun, begin, end, lane, *feed)
 
-        begun = (jnp.zeros((), jnp.int32), *memory)
-        return jax.lax.while_loop(lambda state: state[0] < count, next_lane, begun)[1:]
+    def train_lanes(reports: Run, carry: PyTree, count: Array, end: Array, lanes: PyTree, *feed: Any) -> Run:
+        def next_lane(state: tuple[Array, Run]) -> tuple[Array, Run]:
+            i, reports = state
+            lane = entry(lanes, i)
+            ended = train(start(carry, lane), jnp.zeros((), jnp.int32), end, lane, *feed)
+            return i + 1, jax.tree.map(
+                lambda all_, one: written(all_, one, i), reports, ended._replace(carry=None)
+            )
+
+        return jax.lax.while_loop(
+            lambda state: state[0] < count, next_lane, (jnp.zeros((), jnp.int32), reports)
+        )[1]
 
     def measure(run: Run, eval_batch: PyTree) -> Metrics:
         def one_measure(run: Run, eval_batch: PyTree) -> Metrics:
@@ -301,6 +309,7 @@ def programs(
         start=jit(start, (all_of, feed[0])),
         train=jit(train, (runs, all_of, all_of, *feed), donate_argnums=0),
         train_alone=jax.jit(train_alone, donate_argnums=0),
+        train_lanes=jax.jit(train_lanes, donate_argnums=0),
         train_once=jit(train_once, (runs, all_of, *feed), donate_argnums=0),
         measure=jit(measure, (runs, all_of)),
     )

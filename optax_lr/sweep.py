@@ -226,7 +226,7 @@ class Engine:
             chunk=self._chunk or kept_chunk(checkpoint),
             mesh=self._mesh,
             per_seed=per_seed,
-            convolves="conv_general_dilated" in str(form.program),
+            convolves=form.convolves,
             freeze=return_carries,
             bytes_of=bytes_of,
         )
