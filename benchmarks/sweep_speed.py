@@ -13,7 +13,7 @@ The same runs, from the same parameters through the same batches, are trained by
   there are cores, whichever a short trial finds faster; that trial counts in its cold figure.
 
 Cold: JAX's caches are cleared before, and tracing and compilation are included. There is no compilation cache on
-disk. Warm: medians of rounds that take every way in turn, but for a way that takes more than a minute, which has
+disk. Warm: medians of rounds that take every way in turn, but for a way that takes more than 20 seconds, which has
 one. Ratios above 1 say how many times as long as `olr`. `--early-exit` measures instead what a lane that diverges
 saves.
 """
@@ -44,7 +44,7 @@ OPTIMIZERS = {"Adam": optax.adam, "SGD": optax.sgd}
 # Rates at which nothing diverges, so that all ways do the same work.
 BOUNDS = {"Adam": (1e-4, 3e-3), "SGD": (1e-3, 1e-1)}
 # Seconds of a run after which a way is timed only once.
-SLOW = 60.0
+SLOW = 20.0
 
 Way = Callable[[], np.ndarray]
 

@@ -6,9 +6,8 @@ from typing import Any
 
 import jax
 import numpy as np
-from jaxtyping import Array, Int, UInt32
 
-from .types import PyTree
+from .types import Array, Int, PyTree, UInt32
 
 
 def read_batches(batches: PyTree | Iterable[PyTree], count: int, needed: int | None) -> PyTree:

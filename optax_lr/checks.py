@@ -12,7 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
+
+from .types import Array
 
 MAX_STEP = 2**31 - 1
 

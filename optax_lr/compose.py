@@ -12,12 +12,11 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, ScalarLike
 
 from . import checks, curves
 from .cycles import Time, as_float, clock, divide, later, reached, since, span
 from .schedules import phase
-from .types import Curve, Schedule, Step
+from .types import Array, Curve, Float, ScalarLike, Schedule, Step
 
 
 def with_warmup(

@@ -7,10 +7,9 @@ progress: where a curve is vertical (`sqrt` at 0) its slope is given as 0, so th
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, ScalarLike, Shaped
 
 from . import checks
-from .types import Curve
+from .types import Array, Curve, ScalarLike, Shaped
 
 
 def linear(progress: Shaped[Array, "..."]) -> Shaped[Array, "..."]:

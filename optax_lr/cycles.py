@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, ScalarLike
 
 from . import checks
-from .types import Step
+from .types import Array, Bool, Float, Int, ScalarLike, Step
 
 MAX_CYCLES = 4096
 """The largest table of cycles."""

@@ -7,12 +7,11 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, ScalarLike
 
 from . import checks, curves
 from .cycles import Cycles, Position, Time, as_float, clock, divide, reached, since, span
 from .schedules import blend, log, momenta, phase
-from .types import Curve, Schedule, Step
+from .types import Array, Curve, ScalarLike, Schedule, Step
 
 Mode = Literal["triangular", "triangular2", "exp_range"]
 

@@ -3,12 +3,11 @@
 from collections.abc import Iterable
 
 import jax.numpy as jnp
-from jaxtyping import Array, ScalarLike
 
 from . import checks, curves
 from .cycles import as_float, clock, divide, reached, since, span
 from .schedules import blend, log, phase
-from .types import Schedule, Step
+from .types import Array, ScalarLike, Schedule, Step
 
 
 def step_decay_schedule(

@@ -1,12 +1,15 @@
 """What histories of losses say of the rates they were trained at: losses to a `Verdict` for every lane."""
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
-from jaxtyping import Float
-from numpy.typing import ArrayLike
 
 from .results import Verdict
+from .types import Array, Float
+
+# Of NumPy or JAX, or lists of numbers.
+Numbers: TypeAlias = np.ndarray | Array | Sequence[Any]
 
 BLOW_UP, OPENING, UNDONE, STEADY, FALLING = 3.0, 0.05, 0.55, 1 / 7, 0.01
 # Fewer validation losses do not show how the loss moved; they still show a gap that opens.
@@ -24,7 +27,7 @@ class _History(NamedTuple):
     error: Float[np.ndarray, "lanes"]
 
 
-def diagnose(losses: ArrayLike, eval_losses: ArrayLike | None = None) -> Verdict:
+def diagnose(losses: Numbers, eval_losses: Numbers | None = None) -> Verdict:
     """What each run's losses say of its learning rate: the first of these kinds that fits.
 
     Every measure is a share of what the loss itself moved, so it has no unit. A, B and C are the means of the
@@ -115,7 +118,7 @@ def diagnose(losses: ArrayLike, eval_losses: ArrayLike | None = None) -> Verdict
     )
 
 
-def _lanes(name: str, values: ArrayLike, least: int) -> tuple[np.ndarray, tuple[int, ...]]:
+def _lanes(name: str, values: Numbers, least: int) -> tuple[np.ndarray, tuple[int, ...]]:
     """The losses in float64, [lanes, points], and the shape of the lanes."""
     try:
         array = np.asarray(values, np.float64)

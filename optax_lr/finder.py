@@ -13,7 +13,6 @@ import jax
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, ScalarLike
 
 from . import checks
 from .grids import lanes_of
@@ -30,7 +29,7 @@ from .searches import (
     shortened_finals,
 )
 from .training import Loss, Timed, pose
-from .types import PyTree, Schedule
+from .types import Array, PyTree, ScalarLike, Schedule
 
 QUICK_STEPS = 100
 QUICK_SEEDS = 3

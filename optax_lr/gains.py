@@ -18,11 +18,10 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Bool, Float, ScalarLike
 
 from . import checks
 from .learning_rate import scale_by_learning_rate
-from .types import PyTree, Schedule
+from .types import Array, ArrayLike, Bool, Float, PyTree, ScalarLike, Schedule
 
 SMALLEST, LARGEST = 2.0**-30, 2.0**30
 

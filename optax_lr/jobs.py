@@ -11,19 +11,17 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array
 
 from .checkpoints import Store
 from .lanes import LANES_PER_CALL, Form, Programs, Run, blank
 from .placement import Place, is_key
 from .progress import Bar
-from .types import PyTree
+from .types import Array, PyTree
 
 # A run is cut into calls of the program of this many steps, or of a twentieth of it.
 STEPS_PER_CALL = 100
@@ -73,6 +71,9 @@ class Work(NamedTuple):
 
 def run_jobs(work: Work) -> None:
     """Bring every job to its end; the first error of one ends all."""
+    # Here, and not above: it takes as long to import as two rooms of this package.
+    from concurrent.futures import ThreadPoolExecutor, as_completed
+
     todo = deque(job for job in range(len(work.jobs)) if work.store.done[job] < work.num_steps)
     lock, workers = threading.Lock(), work.place.workers
 

@@ -14,15 +14,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import ScalarLike
 
 from . import checks
-from .types import Label, Labels, PyTree
+from .types import Label, Labels, PyTree, ScalarLike
 
 Leaves = Sequence[tuple[str, Any]]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Labeler:
     """A rule that labels parameters; `resolve` applies it.
 

@@ -5,6 +5,7 @@ never wait for each other: their shares are loops of their own (`shard_map`), an
 """
 
 import functools
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -12,9 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, ScalarLike
 
-from .types import Metrics, PyTree
+from .types import Array, Metrics, PyTree, ScalarLike
 
 StepFn = Callable[[PyTree, PyTree, PyTree, Array], tuple[PyTree, Metrics]]
 
@@ -86,6 +86,7 @@ class Form(NamedTuple):
       step: the step as it was traced, so that the user's code runs once.
       program: the same as a closed jaxpr.
       convolves: whether there is a convolution in it.
+      draws: whether it reads its random key.
       key_impl: the kind of its random keys.
     """
 
@@ -95,6 +96,7 @@ class Form(NamedTuple):
     step: StepFn
     program: Any
     convolves: bool
+    draws: bool
     key_impl: str
 
 
@@ -175,6 +177,12 @@ def _convolves(jaxpr: Any) -> bool:
     )
 
 
+def _reads(jaxpr: Any, argument: Any) -> bool:
+    """Whether an argument of a jaxpr goes into an equation or out again."""
+    read = itertools.chain(jaxpr.outvars, *(each.invars for each in jaxpr.eqns))
+    return any(each is argument for each in read)
+
+
 def inspect(
     step: StepFn,
     init: Callable[[PyTree, PyTree], PyTree] | None,
@@ -222,6 +230,7 @@ def inspect(
         step=traced,
         program=program,
         convolves=_convolves(program.jaxpr),
+        draws=_reads(program.jaxpr, program.jaxpr.invars[-1]),
         key_impl=key_impl,
     )
 
@@ -255,8 +264,10 @@ def programs(
 
     def train_once(run: Run, t: Array, lane: PyTree, batches: PyTree, order: Array, key: Array) -> Run:
         def one_step(run: Run, lane: PyTree, batch: PyTree, key: Array) -> Run:
-            here = jax.random.fold_in(jax.random.wrap_key_data(key, impl=form.key_impl), t)
-            carry, metrics = form.step(run.carry, lane, batch, here)
+            of_seed = jax.random.wrap_key_data(key, impl=form.key_impl)
+            carry, metrics = form.step(
+                run.carry, lane, batch, jax.random.fold_in(of_seed, t) if form.draws else of_seed
+            )
             return record(t, run, carry, metrics, stop_factor, freeze=layout.freeze)
 
         batch = batch_of(t, batches, order)

@@ -12,12 +12,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Int, ScalarLike
 
 from . import checks
 from .labels import Labeler, check_known, check_multipliers, label_tree
 from .learning_rate import filled
-from .types import Label, Labels, Schedule
+from .types import Array, Bool, Int, Label, Labels, ScalarLike, Schedule
 
 _OTHERS = "(others)"
 

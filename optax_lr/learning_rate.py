@@ -15,10 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float, Int, ScalarLike
 
 from . import checks
-from .types import Schedule
+from .types import Array, Float, Int, ScalarLike, Schedule
 
 _NO_OVERRIDE = -1.0
 

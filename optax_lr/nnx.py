@@ -19,13 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jaxtyping import Array, ScalarLike
 
 from . import finder, layerwise, learning_rate, range_test
 from .labels import Labeler, check_known, leaves_by_path
 from .results import LRCurve, Suggestion
 from .training import Loss, does_not_take
-from .types import Label, Labels, Metrics, PyTree
+from .types import Array, Label, Labels, Metrics, PyTree, ScalarLike
 
 Model = nnx.Module | Callable[[Array], nnx.Module]
 

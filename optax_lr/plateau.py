@@ -8,10 +8,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int, ScalarLike
 
 from . import checks
-from .types import PyTree
+from .types import Array, ArrayLike, Float, Int, PyTree, ScalarLike
 
 Mode: TypeAlias = Literal["min", "max"]
 ThresholdMode: TypeAlias = Literal["rel", "abs"]

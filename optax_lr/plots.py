@@ -9,7 +9,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
-from jaxtyping import ScalarLike
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.cm import ScalarMappable
@@ -21,7 +20,7 @@ from . import checks, suggest
 from .compose import sample_schedule
 from .diagnose import diagnose
 from .results import LRCurve, Suggestion
-from .types import Schedule
+from .types import ScalarLike, Schedule
 
 # Without its brightest tenth, which is hard to see on white.
 COLORS = ListedColormap(plt.get_cmap("viridis")(np.linspace(0, 0.9, 256)))

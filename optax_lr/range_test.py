@@ -9,14 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array
 
 from . import checks, curves
 from .results import LRCurve, SweepResult
 from .runs import bounds, build_stage, refuse_if_all_diverged
 from .schedules import anneal_schedule, geometric_schedule
 from .training import Loss, Timed, pose
-from .types import PyTree
+from .types import Array, PyTree
 
 # The range test has a stop of its own: this one leaves only losses that are not finite to the engine.
 NEVER = 1e30

@@ -6,13 +6,12 @@ from typing import Any, Literal
 import numpy as np
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, ScalarLike
 
 from . import checks, suggest
 from .results import Suggestion
 from .runs import WIDEST, build_stage, refuse_if_all_diverged, widened
 from .training import Loss, pose
-from .types import PyTree
+from .types import Array, PyTree, ScalarLike
 
 REFIND_STEPS = 50
 REFIND_LANES = 5

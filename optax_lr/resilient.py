@@ -9,12 +9,11 @@ from typing import Any, Literal, NamedTuple, TypeAlias, get_args
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, ArrayLike, Float, ScalarLike
 
 from . import checks
 from .gains import Gains, adapt, checked_bounds, code, decode, filled, gains_of
 from .learning_rate import scale_by_learning_rate
-from .types import PyTree, Schedule
+from .types import Array, ArrayLike, Float, PyTree, ScalarLike, Schedule
 
 Variant: TypeAlias = Literal["iRprop-", "iRprop+", "Rprop+", "Rprop-"]
 

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
 
-from .types import PyTree
+from .types import Float, Int, PyTree, Shaped
 
 
 class SweepResult(NamedTuple):

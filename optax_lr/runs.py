@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import ScalarLike
 
 from . import checks
 from .batches import batch_orders
@@ -19,7 +18,7 @@ from .results import LRCurve, SweepResult
 from .suggest import best_lane
 from .sweep import Engine
 from .training import RUN_STEPS, Problem, Timed, Trainer
-from .types import PyTree, Schedule
+from .types import PyTree, ScalarLike, Schedule
 
 # How far beyond the given bounds a search goes on while the best rate lies at its edge.
 WIDEST = 100.0

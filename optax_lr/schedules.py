@@ -16,11 +16,10 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ScalarLike
 
 from . import checks, curves
 from .cycles import Time, as_float, clock, divide, entry, reached, row, since, span, table
-from .types import Curve, Schedule, Step
+from .types import Array, Curve, ScalarLike, Schedule, Step
 
 
 def anneal_schedule(

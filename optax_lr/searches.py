@@ -7,14 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, ScalarLike
 
 from . import suggest
 from .results import LRCurve, Suggestion
 from .runs import WIDEST, Stage, refuse_if_all_diverged, widened
 from .schedules import one_cycle_schedule
 from .training import RUN_STEPS
-from .types import PyTree, Schedule
+from .types import Array, PyTree, ScalarLike, Schedule
 
 COARSE_LANES_PER_DECADE = 2
 FINE_LANES = 10
@@ -121,15 +120,7 @@ def shortened_finals(
         curves.append(_refined(widened(run(center * ratios), FINALIST_RATIO, bounds, run), run))
     refuse_if_all_diverged(curves[-1], stage.problem, lengths[-1])
     found = suggest.for_horizon(curves, horizon)
-    return dataclasses.replace(
-        found,
-        reason=f"{found.reason[:-1]}, where runs went through the whole schedule in fewer steps.",
-        curve=quick.curve,
-        shorter=quick.shorter,
-        rules=quick.rules,
-        finalists=curves[-1],
-        lane_steps=quick.lane_steps + found.lane_steps,
-    )
+    return _concluded(quick, found, curves[-1], "where runs went through the whole schedule in fewer steps")
 
 
 def full_finals(
@@ -150,16 +141,20 @@ def full_finals(
     seed = int(np.argmin(suggest.final_losses(curve)[:, best]))
     carry = jax.tree.map(lambda leaf: leaf[seed], ends[curve.learning_rates[best]])
     params, model_state = stage.problem.ended(carry)
+    found = _concluded(quick, final, curve, f"in full runs under their own schedule at {len(ends)} peaks")
+    return dataclasses.replace(found, params=params, model_state=model_state)
+
+
+def _concluded(quick: Suggestion, found: Suggestion, finalists: LRCurve, how: str) -> Suggestion:
+    """What was found among the finalists, with the curves of the quick search that led to them."""
     return dataclasses.replace(
-        final,
-        reason=f"{final.reason[:-1]}, in full runs under their own schedule at {len(ends)} peaks.",
+        found,
+        reason=f"{found.reason[:-1]}, {how}.",
         curve=quick.curve,
         shorter=quick.shorter,
         rules=quick.rules,
-        finalists=curve,
-        params=params,
-        model_state=model_state,
-        lane_steps=quick.lane_steps + curve.lane_steps,
+        finalists=finalists,
+        lane_steps=quick.lane_steps + found.lane_steps,
     )
 
 

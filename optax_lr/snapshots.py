@@ -18,12 +18,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ArrayLike, Float, Int, ScalarLike, Shaped
 
 from . import checks
 from .batches import leading_axis, shapes
 from .cycles import Cycles
-from .types import PyTree
+from .types import Array, ArrayLike, Float, Int, PyTree, ScalarLike, Shaped
 
 Combine = Literal["probabilities", "logits", "none"]
 

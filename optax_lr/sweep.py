@@ -18,7 +18,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, ScalarLike
 
 from . import checks
 from .batches import batch_orders, is_stacked, leading_axis, read_batches, root_key, seed_keys
@@ -28,7 +27,7 @@ from .lanes import Form, Layout, Programs, StepFn, inspect, programs
 from .placement import Place, choose, is_key
 from .progress import Bar
 from .results import SweepResult
-from .types import Metrics, PyTree
+from .types import Array, Metrics, PyTree, ScalarLike
 
 
 def sweep(

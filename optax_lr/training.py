@@ -14,12 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, ScalarLike
 
 from .batches import is_stacked, read_batches, root_key, shapes
 from .learning_rate import with_rates_of
 from .placement import is_key
-from .types import Metrics, PyTree, Schedule
+from .types import Array, Metrics, PyTree, ScalarLike, Schedule
 
 Lane = Mapping[str, ScalarLike]
 

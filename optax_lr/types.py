@@ -1,12 +1,34 @@
 """The words of the package, as type aliases."""
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from jaxtyping import Array, ScalarLike
+import jax
+from jax import typing as jax_typing
+
+if TYPE_CHECKING:
+    from jaxtyping import Array as Array
+    from jaxtyping import ArrayLike as ArrayLike
+    from jaxtyping import Bool as Bool
+    from jaxtyping import Float as Float
+    from jaxtyping import Int as Int
+    from jaxtyping import ScalarLike as ScalarLike
+    from jaxtyping import Shaped as Shaped
+    from jaxtyping import UInt32 as UInt32
+else:
+    # Shapes are for those who check them, which is how the tests import this: jaxtyping costs users 10 ms.
+    Array, ArrayLike, ScalarLike = jax.Array, jax_typing.ArrayLike, jax_typing.ArrayLike
+
+    class Shaped:
+        """An annotation without its shape: `Shaped[Array, "steps"]` is `Array`."""
+
+        def __class_getitem__(cls, array_and_shape: tuple[Any, str]) -> Any:
+            return array_and_shape[0]
+
+    Bool = Float = Int = UInt32 = Shaped
 
 PyTree: TypeAlias = Any
-"""Any pytree of JAX. Not jaxtyping's, whose import alone costs 10 ms."""
+"""Any pytree of JAX."""
 
 Step: TypeAlias = ScalarLike
 """A count of updates from 0: a Python, NumPy or traced JAX integer, or a float where steps are epochs."""

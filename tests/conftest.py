@@ -4,10 +4,13 @@ import importlib
 import os
 import pathlib
 import sys
+import typing
 from types import ModuleType
+from unittest import mock
 
 import jax
 import pytest
+import typecheck  # noqa: F401  # beartype, before TYPE_CHECKING is patched
 from jaxtyping import install_import_hook
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -18,7 +21,8 @@ jax.config.update(
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
-with install_import_hook("optax_lr", "typecheck.check"):
+# `optax_lr.types` has shapes for type checkers alone.
+with install_import_hook("optax_lr", "typecheck.check"), mock.patch.object(typing, "TYPE_CHECKING", True):
     import optax_lr
 
 

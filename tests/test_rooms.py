@@ -6,7 +6,9 @@ import pathlib
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from jaxtyping import TypeCheckError
 
 import optax_lr as olr
 
@@ -202,10 +204,15 @@ def test_the_functions_of_nnx_are_what_is_declared():
 
 
 def test_import_is_light():
-    heavy = "matplotlib flax orbax chex sklearn scipy.stats tqdm jax.extend".split()
+    heavy = "matplotlib flax orbax chex sklearn scipy.stats tqdm jax.extend jaxtyping numpy.typing".split()
     code = (
         f"import sys, jax, optax; before = set(sys.modules); import optax_lr; "
         f"print(*[m for m in {heavy} if m in set(sys.modules) - before])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == ""
+
+
+def test_shapes_are_checked_in_tests():
+    with pytest.raises(TypeCheckError, match="learning_rates"):
+        olr.LRCurve(np.zeros((2, 2)), np.zeros((1, 2, 3)), None, np.zeros(0, int), np.zeros((1, 2), int))

@@ -10,7 +10,7 @@ from references import key_of_seed
 
 import optax_lr as olr
 from optax_lr import checkpoints, jobs
-from optax_lr.batches import batch_orders, root_key
+from optax_lr.batches import batch_orders, root_key, seed_keys
 from optax_lr.placement import bytes_needed, lanes_that_fit
 from optax_lr.sweep import Engine
 
@@ -203,6 +203,18 @@ def test_the_default_key_is_that_of_zero_and_compiles_nothing(impl):
         with count_lowerings() as lowered:
             key = root_key(None)
         assert lowered == [] and key == jax.random.key(0)
+
+
+def test_a_key_that_is_only_handed_on_is_that_of_the_step():
+    def keeps(carry, rate, batch, key):
+        return key, {"loss": rate}
+
+    found = olr.sweep(
+        keeps, jax.random.key(5), LANES, BATCHES, num_steps=4, return_carries=True, progress=False
+    )
+    (of_seed,) = seed_keys(1, root_key(None))
+    last = jax.random.fold_in(jax.random.wrap_key_data(of_seed), 3)
+    assert (found.carries == jax.random.key_data(last)).all()
 
 
 def test_a_convolution_is_dispatched_step_by_step():
