@@ -59,7 +59,7 @@ class Store:
             return np.full((num_jobs, *shape, *tail), value, dtype)
 
         self.done = np.zeros(num_jobs, np.int64)
-        self.judged = {"track": full(0, np.float32, 4), "diverged_at": full(-1, np.int32)}
+        self.judged = {"track": full(0, np.float32, 3), "diverged_at": full(-1, np.int32)}
         self.history = {name: full(np.nan, np.float32, history_steps) for name in names}
         self.evals = {name: full(np.nan, np.float32, num_evals) for name in eval_names}
         self.carries: dict[int, list[np.ndarray]] = {}

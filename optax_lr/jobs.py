@@ -144,8 +144,10 @@ def _run(work: Work, job: int) -> None:
             run = made.train(run, *span, *feed)
         at = work.eval_steps.index(end) if end in work.eval_steps else None
         evals = {} if at is None else place.get(made.measure(run, eval_data))
-        seen = place.get(run if store.wants_carry(end) else run._replace(carry=None))
+        seen = place.get(run._replace(carry=None))
         over = work.num_steps if np.all(seen.diverged_at >= 0) else end
+        if store.wants_carry(over):
+            seen = seen._replace(carry=place.get(run.carry))
         store.put(job, over, seen, evals, at)
         work.bar.report(seen, over - begin, last=over == work.num_steps)
         if over == work.num_steps:

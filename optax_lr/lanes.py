@@ -19,6 +19,8 @@ from .types import Array, Metrics, PyTree, ScalarLike
 StepFn = Callable[[PyTree, PyTree, PyTree, Array], tuple[PyTree, Metrics]]
 
 AVERAGE_DECAY = 0.9
+# By step: over the decayed sum of ones, in float32 until it is 1.
+DEBIASING = (1 / (1 - AVERAGE_DECAY ** np.arange(1.0, 200.0))).astype(np.float32)
 # How many lone lanes the program that trains them has room for: it is compiled once, for any number of lanes.
 LANES_PER_CALL = 16
 
@@ -28,8 +30,8 @@ class Run(NamedTuple):
 
     Attributes:
       carry: what the step takes and returns.
-      track: what divergence is judged by, float32 [4]: the first loss, the decayed sum of losses, that of ones
-        (its ratio to the former is the debiased average) and the lowest average. One array: one kernel.
+      track: what divergence is judged by, float32 [3]: the first loss, the decayed sum of losses and the lowest of
+        its debiased averages. One array: one kernel.
       diverged_at: the step at which the lane stopped, or -1.
       history: every metric, [steps].
     """
@@ -120,7 +122,7 @@ def fresh(carry: PyTree, names: Sequence[str], num_steps: int) -> Run:
     """A run before its first step."""
     return Run(
         carry=_strong(carry),
-        track=jnp.array([0, 0, 0, jnp.inf], jnp.float32),
+        track=jnp.array([0, 0, jnp.inf], jnp.float32),
         diverged_at=jnp.full((), -1, jnp.int32),
         history={name: jnp.full(num_steps, jnp.nan, jnp.float32) for name in names},
     )
@@ -135,7 +137,7 @@ def blank(form: Form, num_steps: int, *, reports: bool) -> Run:
 
     lead = (LANES_PER_CALL,) if reports else ()
     beside: dict[str, Any] = {
-        "track": np.zeros((*lead, 4), np.float32),
+        "track": np.zeros((*lead, 3), np.float32),
         "diverged_at": np.zeros(lead, np.int32),
         "history": {name: np.zeros((*lead, num_steps), np.float32) for name in form.metrics},
     }
@@ -147,11 +149,11 @@ def record(
 ) -> Run:
     """The run after step `t`, which led to `carry`; a lane that stops here keeps, to `freeze`, the carry it had."""
     loss = metrics["loss"].astype(jnp.float32)
-    first, total, weight, lowest = run.track
+    first, total, lowest = run.track
     first = jnp.where(t == 0, loss, first)
     total = AVERAGE_DECAY * total + (1 - AVERAGE_DECAY) * loss
-    weight = AVERAGE_DECAY * weight + (1 - AVERAGE_DECAY)
-    average = total / weight
+    # To multiply costs less than to divide: XLA does it again wherever it is wanted, in place of once in a kernel.
+    average = total * entry(jnp.asarray(DEBIASING), jnp.minimum(t, len(DEBIASING) - 1))
     best = jnp.minimum(lowest, average)
     rise = average - best > stop_factor * jnp.maximum(jnp.abs(first), jnp.abs(best))
     live = run.diverged_at < 0
@@ -160,7 +162,7 @@ def record(
         carry=jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), carry, run.carry)
         if freeze
         else _strong(carry),
-        track=jnp.stack([first, total, weight, best]),
+        track=jnp.stack([first, total, best]),
         diverged_at=jnp.where(live & ~goes_on, t, run.diverged_at),
         history={
             name: written(values, jnp.where(live, metrics[name].astype(jnp.float32), jnp.nan), t)

@@ -69,6 +69,18 @@ def test_a_horizon_too_long_for_full_runs_is_squeezed_and_says_so():
     assert 1 / 4 < found.learning_rate / full.learning_rate < 4
 
 
+def test_a_finalist_that_diverges_long_before_its_end_is_left_out():
+    # One direction is flat: it asks for the highest rate that the others bear.
+    loss = lambda params, batch: loss_fn(params * jnp.array([1.0, 0.05, 1.0]), batch)  # noqa: E731
+    schedule = lambda peak: olr.one_cycle_schedule(peak, 300)  # noqa: E731
+    found = olr.lr_find(
+        loss, jnp.zeros(3), optax.sgd, (INPUTS, TARGETS), horizon=300, schedule=schedule, num_steps=8, **DATA
+    )
+    lost = found.finalists.diverged_at
+    assert ((lost >= 0) & (lost < 200)).any() and (lost[:, 0] < 0).all()
+    assert np.isfinite(found.params).all() and found.learning_rate < found.finalists.learning_rates[-1]
+
+
 def test_a_second_search_compiles_nothing():
     first = find(horizon=60, num_steps=8)
     with count_lowerings() as lowered:

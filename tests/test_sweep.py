@@ -190,11 +190,11 @@ def test_a_lane_that_diverged_makes_no_more_calls(monkeypatch, lanes_at_once):
     monkeypatch.setattr(checkpoints.Store, "put", counted)
     monkeypatch.setattr(jobs, "STEPS_PER_CALL", 10)
     rates = np.full(2, np.nan, np.float32)
-    found = olr.sweep(
-        step, {"x": jnp.float32(1)}, rates, BATCHES, num_steps=90, lanes_at_once=lanes_at_once, progress=False
-    )
+    options = {"num_steps": 90, "lanes_at_once": lanes_at_once, "return_carries": True, "progress": False}
+    found = olr.sweep(step, {"x": jnp.float32(1)}, rates, BATCHES, **options)
     assert set(ends) == {90} and len(ends) == (2 if lanes_at_once == "auto" else 1)
     assert (found.diverged_at == 1).all() and np.isnan(found.metrics["loss"][..., 2:]).all()
+    assert np.isnan(found.carries["x"]).all() and found.carries["x"].shape == (1, 2)
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
