@@ -159,7 +159,7 @@ def _concluded(quick: Suggestion, found: Suggestion, finalists: LRCurve, how: st
 
 
 def _refined(curve: LRCurve, run: Callable[[np.ndarray], LRCurve]) -> LRCurve:
-    """Finalists with up to two more at the vertex of their parabola: optima are often sharper than their ratio."""
+    """Finalists with up to two more beside the best: optima are often sharper than their ratio."""
     for _ in range(REFINEMENTS):
         rate = suggest.next_rate(curve)
         if rate is None:

@@ -21,15 +21,19 @@ from .results import LRCurve, Suggestion
 TOLERANCE = 0.01
 # How the log of the best rate may move with the log of the length of a run.
 SLOPES = (-1.0, 0.0)
-# Lanes within this factor of the best shape the parabola of runs of one length.
-AROUND = 4.0
-NEAR = 0.1
+# Lanes within this factor of the best shape its parabola; of runs of one length, whose rates are farther apart, the
+# second.
+AROUND, AROUND_LENGTH = 2.0, 4.0
+# Full runs at rates closer than this differ by their noise.
+CLOSE = 1.4
 # The share of the whole fall of a loss at which the classic hand rules see it begin to fall, or to rise.
 SHARP = 0.1
 
 
 def lowest_loss(curve: LRCurve) -> Suggestion:
-    """The rate of the lowest loss, averaged over the seeds, by a parabola in log-log through three rates.
+    """The rate of the lowest loss, averaged over the seeds, by a parabola in log-log.
+
+    It is fitted by least squares to the lanes within a factor of 2 of the best, its two neighbors at least.
 
     Raises:
       ValueError: every rate diverged.
@@ -88,7 +92,7 @@ def for_horizon(curve: LRCurve | Sequence[LRCurve], horizon: int) -> Suggestion:
     if len(history) < 2:
         raise ValueError(f"for_horizon needs losses at two or more steps of the curve, got {len(history)}.")
     here, steps = lowest_loss(curves[-1]), [step for step, *_ in history]
-    bests = [np.log(_wide_bottom(rates, losses)) for _, rates, losses in history]
+    bests = [np.log(_bottom(rates, losses, AROUND_LENGTH)[1]) for _, rates, losses in history]
     measured = float(np.polyfit(np.log(steps), bests, 1)[0])
     slope = float(np.clip(measured, *SLOPES)) / (2 if len(curves) == 1 else 1)
     ahead = np.log(horizon / steps[-1])
@@ -118,15 +122,21 @@ def for_horizon(curve: LRCurve | Sequence[LRCurve], horizon: int) -> Suggestion:
 
 
 def next_rate(curve: LRCurve) -> float | None:
-    """Where one more lane tells most: the parabola's vertex, or half way to a lost neighbor; None where one is.
+    """Where one more lane tells most: half way into the wider gap beside the best, the better side of equal ones.
 
-    A rate within a tenth of one that was tried tells nothing new.
+    None where the best is at an edge or both gaps are small. (A sharp optimum lies between lanes as often as at
+    one, and a parabola through three of them does not see it.)
     """
-    losses, rates = final_losses(curve), curve.learning_rates
-    best, vertex = _bottom(rates, losses)
-    if best + 1 < len(rates) and not np.isfinite(losses[:, best + 1]).all():
-        vertex = float(np.sqrt(rates[best] * rates[best + 1]))
-    return None if (np.abs(np.log(rates / vertex)) < NEAR).any() else vertex
+    rates, means = curve.learning_rates, np.nan_to_num(final_losses(curve).mean(axis=0), nan=np.inf)
+    best = best_lane(curve)
+    if not 0 < best < len(rates) - 1:
+        return None
+    gaps = np.log(rates[best] / rates[best - 1]), np.log(rates[best + 1] / rates[best])
+    if np.isclose(*gaps):
+        side = best + 1 if means[best + 1] < means[best - 1] else best - 1
+    else:
+        side = best + 1 if gaps[1] > gaps[0] else best - 1
+    return float(np.sqrt(rates[best] * rates[side])) if max(gaps) > np.log(CLOSE) else None
 
 
 def steepest(curve: LRCurve) -> Suggestion:
@@ -302,27 +312,15 @@ def _usable(curve: LRCurve, losses: np.ndarray) -> np.ndarray:
     return curve.stable & np.isfinite(losses).all(axis=0)
 
 
-def _bottom(rates: np.ndarray, losses: np.ndarray) -> tuple[int, float]:
-    """The lane of the lowest mean loss, and the vertex of the parabola through it and its two neighbours."""
+def _bottom(rates: np.ndarray, losses: np.ndarray, around: float = AROUND) -> tuple[int, float]:
+    """The lane of the lowest mean loss, and the vertex of the parabola through the lanes around it."""
     means = losses.mean(axis=0)
     best = int(np.nanargmin(means))
-    if not 0 < best < len(rates) - 1:
-        return best, float(rates[best])
-    near = slice(best - 1, best + 2)
-    if not np.isfinite(means[near]).all():
-        return best, float(rates[best])
-    return best, float(rates[best] * np.exp(_vertex(np.log(rates[near] / rates[best]), means[near])))
-
-
-def _wide_bottom(rates: np.ndarray, losses: np.ndarray) -> float:
-    """The vertex of the parabola in log-log through the lanes around the best, by least squares."""
-    means = losses.mean(axis=0)
-    best = int(np.nanargmin(means))
-    near = np.isfinite(means) & (np.abs(np.log(rates / rates[best])) <= np.log(AROUND) + 1e-6)
-    x, y = np.log(rates[near] / rates[best]), means[near]
-    if len(x) < 3:
-        return float(rates[best])
-    return float(rates[best] * np.exp(_vertex(x, y)))
+    near = np.abs(np.log(rates / rates[best])) <= np.log(around) + 1e-6
+    near[max(0, best - 1) : best + 2] = True
+    near &= np.isfinite(means)
+    change = _vertex(np.log(rates[near] / rates[best]), means[near]) if near.sum() > 2 else 0.0
+    return best, float(rates[best] * np.exp(change))
 
 
 def _vertex(x: np.ndarray, y: np.ndarray) -> float:

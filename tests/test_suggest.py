@@ -158,11 +158,30 @@ def test_the_hand_rules_read_where_the_loss_begins_to_fall_and_to_rise():
     assert suggest.cyclical_bounds(curve_of(RATES)) == (RATES[0] / 4, RATES[0])
 
 
-def test_the_next_rate_is_the_vertex_or_half_way_to_a_lost_neighbor():
-    assert np.isclose(suggest.next_rate(curve_of(bowl(0.0133))), 0.0133, rtol=1e-3)
-    assert suggest.next_rate(curve_of(bowl(RATES[8]))) is None
+def test_the_next_rate_is_half_way_into_the_wider_gap_beside_the_best():
+    curve = curve_of(bowl(0.0133))
+    assert np.isclose(suggest.next_rate(curve), np.sqrt(RATES[8] * RATES[9]))
+    uneven = curve.take(np.delete(np.arange(17), 7))
+    assert np.isclose(suggest.next_rate(uneven), np.sqrt(RATES[6] * RATES[8]))
     lost = curve_of(1 / RATES, diverged=range(12, 17))
-    assert np.isclose(suggest.next_rate(lost), np.sqrt(RATES[11] * RATES[12]))
+    assert np.isclose(suggest.next_rate(lost), np.sqrt(RATES[10] * RATES[11]))
+    lost = lost.take(np.delete(np.arange(17), 12))
+    assert np.isclose(suggest.next_rate(lost), np.sqrt(RATES[11] * RATES[13]))
+    assert suggest.next_rate(curve_of(RATES)) is None
+    fine = dataclasses.replace(curve, learning_rates=np.geomspace(0.01, 0.1, 17))
+    assert suggest.next_rate(fine) is None
+
+
+def test_the_lowest_loss_is_that_of_the_parabola_through_all_lanes_around_the_best():
+    # A lane beside the best one is unlucky: through three lanes the vertex would lie between the two others.
+    rates = 0.01 * 1.3 ** np.arange(-6.0, 7)
+    losses = 1 + np.log(rates / 0.01) ** 2
+    losses[7] += 0.1
+    never = np.full((1, 13), -1, np.int32)
+    noisy = LRCurve(rates, losses.astype(np.float32)[None, :, None], None, np.array([], np.int32), never)
+    x = np.log(rates[4:9] / 0.01)
+    square, line, _ = np.polyfit(x, np.log(losses[4:9]), 2)
+    assert np.isclose(suggest.lowest_loss(noisy).learning_rate, 0.01 * np.exp(-line / 2 / square), rtol=1e-5)
 
 
 def test_a_curve_that_diverged_everywhere_has_no_suggestion():
