@@ -20,13 +20,13 @@ from .results import LRCurve, Suggestion
 from .runs import WIDEST, bounds, build_stage, refuse_if_all_diverged
 from .searches import (
     FINALIST_RATIO,
-    Squeezed,
     by_length,
     constant_lanes,
     full_finals,
     noting_bounds,
     one_cycle,
     shortened_finals,
+    squeezed,
 )
 from .training import Loss, Timed, pose
 from .types import Array, PyTree, ScalarLike, Schedule
@@ -193,18 +193,18 @@ def lr_find(
     if length is None:
         return noting_bounds(constant_lanes(stage(steps, [steps]), low, high, runs), low, high)
     # A schedule of the user's begins where its state has counted to: squeezed, it would begin at step 0.
-    squeezed = Squeezed(schedule, length) if schedule is not None else None
-    timed = Timed(one_cycle if squeezed is None or opt_state is not None else squeezed)
+    by_clock = Timed(squeezed, (schedule, length))
+    timed = Timed(one_cycle) if schedule is None or opt_state is not None else by_clock
     lengths = sorted({-(-steps // 4), -(-steps // 2), steps})
     quick = by_length(stage(steps, lengths, timed), lengths, length, low, high, runs)
-    if schedule is None or squeezed is None:
+    if schedule is None:
         return noting_bounds(quick, low, high)
     ratios = FINALIST_RATIO ** (np.arange(finalists) - (finalists - 1) / 2)
     if length <= longest:
         found = full_finals(stage(length, [length], schedule), quick, ratios, full_runs, within)
     else:
         lengths = sorted({-(-length // 10), -(-length // 5), full_steps})
-        full = stage(full_steps, lengths, Timed(squeezed))
+        full = stage(full_steps, lengths, by_clock)
         found = shortened_finals(full, quick, ratios, lengths, length, full_runs, within)
     return noting_bounds(found, low, high)
 

@@ -8,7 +8,6 @@ holds on another kind with the same paths, and on one that `optax.masked` has th
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -21,7 +20,6 @@ from .types import Label, Labels, PyTree, ScalarLike
 Leaves = Sequence[tuple[str, Any]]
 
 
-@dataclass(frozen=True, eq=False)
 class Labeler:
     """A rule that labels parameters; `resolve` applies it.
 
@@ -34,9 +32,13 @@ class Labeler:
       known: every label that `label_path` may give.
     """
 
-    label_leaves: Callable[[Leaves], Sequence[Label | optax.MaskedNode]]
-    label_path: Callable[[str], Label | None] | None = None
-    known: tuple[Label, ...] = ()
+    def __init__(
+        self,
+        label_leaves: Callable[[Leaves], Sequence[Label | optax.MaskedNode]],
+        label_path: Callable[[str], Label | None] | None = None,
+        known: tuple[Label, ...] = (),
+    ):
+        self.label_leaves, self.label_path, self.known = label_leaves, label_path, known
 
     def resolve(self, params: PyTree) -> Labels:
         """The tree of labels: the structure of `params`, with a label at every leaf.

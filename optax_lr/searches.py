@@ -23,19 +23,15 @@ FINALIST_RATIO = 3.0
 REFINEMENTS = 2
 
 
-@dataclasses.dataclass(frozen=True)
-class Squeezed:
+def squeezed(
+    lane: Mapping[str, ScalarLike], step: Array, schedule: Callable[[ScalarLike], Schedule], horizon: int
+) -> ScalarLike:
     """The rate of a lane whose run goes through a schedule made for `horizon` steps in its own RUN_STEPS."""
-
-    schedule: Callable[[ScalarLike], Schedule]
-    horizon: int
-
-    def __call__(self, lane: Mapping[str, ScalarLike], step: Array) -> ScalarLike:
-        # First and last step fall on first and last; horizon times step may not fit into an integer.
-        last = jnp.maximum(lane[RUN_STEPS] - 1, 1)
-        stride, rest = jnp.divmod(self.horizon - 1, last)
-        t = jnp.minimum(step, last)
-        return self.schedule(lane["learning_rate"])(t * stride + t * rest // last)
+    # First and last step fall on first and last; horizon times step may not fit into an integer.
+    last = jnp.maximum(lane[RUN_STEPS] - 1, 1)
+    stride, rest = jnp.divmod(horizon - 1, last)
+    t = jnp.minimum(step, last)
+    return schedule(lane["learning_rate"])(t * stride + t * rest // last)
 
 
 def one_cycle(lane: Mapping[str, ScalarLike], step: Array) -> ScalarLike:

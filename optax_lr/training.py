@@ -89,12 +89,13 @@ class Loss(NamedTuple):
 
 
 class Timed(NamedTuple):
-    """A rate that the search itself moves, by a clock of its own: `rate(lane, step)`, a number.
+    """A rate that the search itself moves, by a clock of its own: `rate(lane, step, *given)`, a number.
 
     So it serves optimizers that take no schedule, and states that have counted steps before.
     """
 
-    rate: Callable[[Lane, Array], ScalarLike]
+    rate: Callable[..., ScalarLike]
+    given: tuple = ()
 
 
 class Trainer(NamedTuple):
@@ -190,7 +191,7 @@ class Trainer(NamedTuple):
         rate: Any = lane["learning_rate"]
         try:
             if isinstance(schedule, Timed):
-                rate = schedule.rate(lane, carry["clock"])
+                rate = schedule.rate(lane, carry["clock"], *schedule.given)
             elif schedule is not None:
                 rate = schedule(rate)
         except _TRACER_ERRORS as error:

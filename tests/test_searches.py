@@ -8,7 +8,7 @@ import pytest
 from lowerings import count_lowerings
 
 import optax_lr as olr
-from optax_lr.searches import Squeezed
+from optax_lr.searches import squeezed
 from optax_lr.sweep import Engine
 
 RNG = np.random.default_rng(0)
@@ -27,9 +27,11 @@ def find(optimizer=optax.adam, **options):
 
 @pytest.mark.parametrize(("horizon", "steps"), [(100, 7), (100, 100), (2**31 - 1, 50), (3, 1)])
 def test_a_squeezed_schedule_starts_and_ends_where_the_whole_one_does(horizon, steps):
-    squeezed = Squeezed(lambda peak: lambda step: peak * jnp.asarray(step, jnp.int32), horizon)
+    schedule = lambda peak: lambda step: peak * jnp.asarray(step, jnp.int32)  # noqa: E731
     lane = {"learning_rate": 1, "run_steps": jnp.int32(steps)}
-    found = jax.vmap(lambda step: squeezed(lane, step))(jnp.arange(steps + 1, dtype=jnp.int32))
+    found = jax.vmap(lambda step: squeezed(lane, step, schedule, horizon))(
+        jnp.arange(steps + 1, dtype=jnp.int32)
+    )
     last = max(steps - 1, 1)
     expected = [min(t, last) * (horizon - 1) // last for t in range(steps + 1)]
     np.testing.assert_array_less(np.abs(np.asarray(found, np.int64) - expected), 2)
