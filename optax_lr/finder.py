@@ -74,8 +74,8 @@ def lr_find(
     3. *Scheduled*, with `horizon` and `schedule`: the same, coarsely, under that schedule, squeezed; then
        `finalists` rates around the answer at ratio 3, each for the whole run under its real schedule. More are
        added while the best is at an edge, and then two half way to the lanes beside the best. Of a run longer than
-       `max_full_horizon` they go through the schedule in a tenth, a fifth and half of its steps, and
-       the drift is carried on.
+       `max_full_horizon` they go through the schedule in a tenth, a fifth and half of its steps, and the drift is
+       carried on.
     Where the best rate lies at the edge of the bounds, the search goes on up to a factor of 100 beyond them, and
     says so. A second search with the same functions (the same objects) and shapes compiles nothing.
 
