@@ -4,7 +4,6 @@ A program holds one lane, or a `vmap` over seeds and lanes of which a mesh may g
 never wait for each other: their shares are loops of their own (`shard_map`), and nothing crosses between them.
 """
 
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
+from .cycles import row
 from .types import Array, Metrics, PyTree, ScalarLike
 
 StepFn = Callable[[PyTree, PyTree, PyTree, Array], tuple[PyTree, Metrics]]
@@ -108,9 +108,8 @@ def _strong(carry: PyTree) -> PyTree:
 
 
 def entry(tree: PyTree, index: Array) -> PyTree:
-    """The entry of every leaf along its leading axis, at an index in [0, size): asking for more costs a kernel."""
-    read = functools.partial(jax.lax.dynamic_index_in_dim, keepdims=False, allow_negative_indices=False)
-    return jax.tree.map(lambda leaf: read(leaf, index), tree)
+    """The entry of every leaf along its leading axis, at an index within it."""
+    return jax.tree.map(lambda leaf: row(leaf, index), tree)
 
 
 def written(values: Array, value: Array, index: Array) -> Array:
@@ -153,7 +152,7 @@ def record(
     first = jnp.where(t == 0, loss, first)
     total = AVERAGE_DECAY * total + (1 - AVERAGE_DECAY) * loss
     # To multiply costs less than to divide: XLA does it again wherever it is wanted, in place of once in a kernel.
-    average = total * entry(jnp.asarray(DEBIASING), jnp.minimum(t, len(DEBIASING) - 1))
+    average = total * row(jnp.asarray(DEBIASING), jnp.minimum(t, len(DEBIASING) - 1))
     best = jnp.minimum(lowest, average)
     rise = average - best > stop_factor * jnp.maximum(jnp.abs(first), jnp.abs(best))
     live = run.diverged_at < 0
