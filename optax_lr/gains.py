@@ -5,13 +5,16 @@ Signs say something only where gradients are not mostly noise: full batches, or 
 
 The updates point uphill, as those of Optax's `scale_by_*` do: a negative learning rate comes after them. A
 zero gradient leaves its gain unchanged, now and at the next step. A parameter whose gradient is not finite
-keeps its gain, sign and velocity, and the gradient is passed on, so that `optax.apply_if_finite` sees it.
+keeps its gain, sign and velocity, and the gradient is passed on (as NaN where there is a velocity), so that
+`optax.apply_if_finite` sees it.
 State is float32 whatever the parameters' type is; updates leave with the type they came with.
 
 Every stored array is read again to make the update. So each leaf compiles to one kernel, where an array that
-is only stored costs a TPU a second one, and a CPU a copy.
+is only stored costs a TPU a second one, and a CPU a copy. A CPU has a kernel for each array that is written;
+the state beside a velocity is such that these read no array twice that Adam's do not.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -42,10 +45,16 @@ class Gains(NamedTuple):
 
 
 class LocalGainsState(NamedTuple):
-    """State of `scale_by_local_gains`; without momentum, `velocity` is None."""
+    """State of `scale_by_local_gains`; without momentum, `velocity` and `factors` are None.
+
+    With momentum, each velocity is `marked` with how it agreed with the last gradient, and the gains are those
+    before that gradient: what it changes in them, by `factors` (increase, decrease), is made up for when they
+    are read (`gains_in_use`).
+    """
 
     gains: Gains
     velocity: PyTree
+    factors: tuple[Array, Array] | None
 
 
 class DeltaBarDeltaState(NamedTuple):
@@ -75,6 +84,35 @@ def decode(coded: Array) -> tuple[Array, Array]:
     size = jnp.abs(coded)
     signless = size > 2.0**32
     return jnp.where(signless, size * 2.0**-64, size), jnp.where(signless, 0.0, jnp.sign(coded))
+
+
+# What a velocity is marked with: how it agreed with the last gradient, or that this was not finite.
+NEITHER, AGREED, DISAGREED, LOST = range(4)
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(2,))
+def _with_low_bits(value: Array, low_bits: Array, rounding: int) -> Array:
+    """`value` with its lowest two bits replaced; as if unchanged to derivatives."""
+    bits = jax.lax.bitcast_convert_type(value, jnp.uint32)
+    return jax.lax.bitcast_convert_type((bits + rounding) & ~jnp.uint32(3) | low_bits, jnp.float32)
+
+
+@_with_low_bits.defjvp
+def _with_low_bits_jvp(
+    rounding: int, primals: tuple[Array, Array], tangents: tuple[Array, Any]
+) -> tuple[Array, Array]:
+    return _with_low_bits(*primals, rounding), tangents[0]
+
+
+def marked(value: Array, mark: Array) -> Array:
+    """A finite float32, rounded to 22 bits, and one of four marks in the bits that this leaves."""
+    return _with_low_bits(value, mark, 2)
+
+
+def unmarked(value: Array) -> tuple[Array, Array]:
+    """The rounded value and the mark that `marked` put into a float32; both exactly."""
+    mark = jax.lax.bitcast_convert_type(value, jnp.uint32) & 3
+    return _with_low_bits(value, jnp.zeros_like(mark), 0), mark
 
 
 def adapt(size: Array, agreement: Array, larger: Array, smaller: Array, bounds: Bounds) -> Array:
@@ -139,8 +177,8 @@ def scale_by_local_gains(
     more.
 
     The bounds and factors may differ from step to step (`optax.inject_hyperparams`). State: one float32 for
-    each parameter without momentum, two with it; a non-finite gradient is passed on and leaves all of it as
-    it was.
+    each parameter without momentum, two with it, of which the velocity has 22 bits. A non-finite gradient is
+    passed on, with momentum as NaN, and leaves all of the state as it was.
 
     Args:
       increase: what agreement adds, at least 0.
@@ -203,14 +241,14 @@ def _local_gains(
 
     def init(params: PyTree) -> LocalGainsState:
         first = code(jnp.clip(1.0, *bounds), jnp.float32(0))
-        return LocalGainsState(gains_of(filled(params, first), bounds), None)
+        return LocalGainsState(gains_of(filled(params, first), bounds), None, None)
 
     def update(
         updates: PyTree, state: LocalGainsState, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, LocalGainsState]:
         del params, extra_args
         coded = jax.tree.map(remember, updates, state.gains.coded, updates)
-        return jax.tree.map(_scaled, updates, coded), LocalGainsState(gains_of(coded, bounds), None)
+        return jax.tree.map(_scaled, updates, coded), LocalGainsState(gains_of(coded, bounds), None, None)
 
     return optax.GradientTransformationExtraArgs(init, update)
 
@@ -218,38 +256,67 @@ def _local_gains(
 def _local_gains_with_velocity(
     added: ScalarLike, kept: ScalarLike, bounds: Bounds, momentum: ScalarLike, nesterov: bool
 ) -> optax.GradientTransformationExtraArgs:
-    """Gains beside a velocity, whose sign is the one that gradients are compared with."""
+    """Gains beside a velocity, whose sign is the one that gradients are compared with.
+
+    Each kernel of a CPU reads what another has written, and never what another has written over: the gains of
+    the last step from their gains before and the marked velocity, the next velocity from these, the gradient
+    and the velocity, the update from the next velocity alone. The last operation of each reads two arrays; else
+    the compiler would repeat it in the kernels that read its result, and keep copies of what that reads.
+    """
+
+    def settled(gain: Array, mark: Array) -> Array:
+        return _settled(gain, mark, (added, kept), bounds)
 
     def init(params: PyTree) -> LocalGainsState:
         first = jnp.clip(1.0, *bounds)
-        return LocalGainsState(gains_of(filled(params, first), bounds), filled(params, 0.0))
+        return stateful(filled(params, first), filled(params, 0.0))
 
-    def remember(gradient: Array, gain: Array, velocity: Array) -> Array:
-        g = gradient.astype(jnp.float32)
-        after = adapt(gain, g * jnp.sign(velocity), gain + added, gain * kept, bounds)
-        return jnp.where(jnp.isfinite(g), after, gain)
+    def stateful(gains: PyTree, velocity: PyTree) -> LocalGainsState:
+        factors = jnp.asarray(added, jnp.float32), jnp.asarray(kept, jnp.float32)
+        return LocalGainsState(gains_of(gains, bounds), velocity, factors)
 
     def accumulate(gradient: Array, gain: Array, velocity: Array) -> Array:
-        moved = (momentum * velocity + gain * gradient).astype(velocity.dtype)
-        return jnp.where(jnp.isfinite(moved), moved, velocity)
+        before, _ = unmarked(velocity)
+        product = gradient.astype(jnp.float32) * jnp.sign(before)
+        mark = jnp.where(product > 0, AGREED, jnp.where(product < 0, DISAGREED, NEITHER)).astype(jnp.uint32)
+        moved = jnp.asarray(momentum * before + settled(gain, mark) * gradient, velocity.dtype)
+        # Between this and the largest float32, rounding would make an infinity.
+        finite = jnp.abs(moved) < 3.4e38
+        return jnp.where(finite, marked(moved, mark), marked(before, jnp.full_like(mark, LOST)))
 
     def emit(gradient: Array, gain: Array, velocity: Array) -> Array:
-        # The absolute value changes nothing, but that gain * gradient is not the one in the velocity: a product
-        # that both share is a kernel of its own.
-        ahead = momentum * velocity + jnp.abs(gain) * gradient if nesterov else velocity
-        # Only the gradient is asked, lest the velocity before, whose memory this one takes, be kept in a copy.
-        return jnp.where(jnp.isfinite(gradient), ahead, gradient).astype(gradient.dtype)
+        moved, mark = unmarked(velocity)
+        ahead = momentum * moved + settled(gain, mark) * gradient if nesterov else moved
+        return jnp.where(mark == LOST, jnp.nan, ahead).astype(gradient.dtype)
 
     def update(
         updates: PyTree, state: LocalGainsState, params: PyTree | None = None, **extra_args: Any
     ) -> tuple[PyTree, LocalGainsState]:
         del params, extra_args
-        gains = jax.tree.map(remember, updates, state.gains.coded, state.velocity)
+        gains = gains_in_use(state).coded
         velocity = jax.tree.map(accumulate, updates, gains, state.velocity)
-        emitted = jax.tree.map(emit, updates, gains, velocity)
-        return emitted, LocalGainsState(gains_of(gains, bounds), velocity)
+        return jax.tree.map(emit, updates, gains, velocity), stateful(gains, velocity)
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _settled(gain: Array, mark: Array, factors: tuple[ScalarLike, ScalarLike], bounds: Bounds) -> Array:
+    """The gain after a gradient that agreed with its velocity as the mark says."""
+    agreement = jnp.where(mark == AGREED, 1, jnp.where(mark == DISAGREED, -1, 0))
+    after = adapt(gain, agreement, gain + factors[0], gain * factors[1], bounds)
+    return jnp.where(mark == LOST, gain, after)
+
+
+def gains_in_use(state: LocalGainsState) -> Gains:
+    """The gains that the last update was made with."""
+    if state.factors is None:
+        return state.gains
+    factors, bounds = state.factors, (state.gains.low, state.gains.high)
+
+    def settle(gain: Array, velocity: Array) -> Array:
+        return _settled(gain, unmarked(velocity)[1], factors, bounds)
+
+    return state.gains._replace(coded=jax.tree.map(settle, state.gains.coded, state.velocity))
 
 
 def scale_by_delta_bar_delta(
@@ -397,9 +464,10 @@ def gain_statistics(opt_state: PyTree) -> GainStatistics:
     >>> round(float(statistics.overall["median"]), 4), float(statistics.leaves["bias"]["at_max"])
     (1.05, 1.0)
     """
-    parts = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, Gains))
+    parts = jax.tree.leaves(opt_state, is_leaf=lambda node: isinstance(node, Gains | LocalGainsState))
     sizes: dict[str, Array] = {}
     at_bounds: dict[str, Array] = {}
+    parts = [gains_in_use(part) if isinstance(part, LocalGainsState) else part for part in parts]
     for gains in (part for part in parts if isinstance(part, Gains)):
         for path, coded in jax.tree.leaves_with_path(gains.coded):
             name = jax.tree_util.keystr(path, simple=True, separator="/")

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import optax_lr as olr
-from optax_lr.gains import code, decode
+from optax_lr.gains import LocalGainsState, code, decode, gains_in_use, marked, unmarked
 
 STEPS = 200
 
@@ -55,6 +55,18 @@ def compiled(name):
     return jax.jit(run)
 
 
+def reference(name, gradients, **numbers):
+    """The paper's loop; where there is a velocity, what is not finite arrives as NaN."""
+    updates, gains = FACTORIES[name][1](gradients, **numbers)
+    lost = np.nan if EXTRA.get(name) == "momentum" else updates
+    return np.where(np.isfinite(updates), updates, lost), gains
+
+
+def sizes_of(state):
+    """The gains that the last update was made with."""
+    return decode((gains_in_use(state) if isinstance(state, LocalGainsState) else state.gains).coded)[0]
+
+
 bounds = {
     "increase": st.floats(0.0, 0.5),
     "decrease": st.floats(0.5, 1.0),
@@ -73,9 +85,9 @@ def test_equals_the_loop_of_the_paper(name, numbers, share, seed):
     numbers = numbers | ({EXTRA[name]: share} if name in EXTRA else {})
     gradients = gradients_with_gaps(seed)
     updates, state = compiled(name)(numbers, gradients)
-    expected, gains = FACTORIES[name][1](gradients, **numbers)
+    expected, gains = reference(name, gradients, **numbers)
     np.testing.assert_allclose(updates, expected, rtol=2e-4, atol=1e-4 * gains.max())
-    np.testing.assert_allclose(decode(state.gains.coded)[0], gains, rtol=2e-5)
+    np.testing.assert_allclose(sizes_of(state), gains, rtol=2e-5)
 
 
 @settings(max_examples=200, deadline=None, derandomize=True)
@@ -85,15 +97,66 @@ def test_a_size_and_a_sign_come_back_exactly(size, sign):
     assert tuple(map(float, decode(coded))) == (size, sign)
 
 
+@settings(max_examples=200, deadline=None, derandomize=True)
+@given(value=st.floats(-(2.0**127), 2.0**127, width=32), mark=st.integers(0, 3))
+def test_a_value_and_a_mark_come_back(value, mark):
+    rounded, found = unmarked(marked(jnp.float32(value), jnp.uint32(mark)))
+    assert int(found) == mark
+    assert abs(float(rounded) - value) <= max(2.0**-22 * abs(value), 2.0**-148)
+    assert tuple(map(float, unmarked(marked(rounded, found)))) == (float(rounded), mark)
+
+
+def test_a_lost_gradient_keeps_the_bits_of_the_velocity():
+    tx = olr.scale_by_local_gains(momentum=0.9)
+    _, state = tx.update(jnp.array([0.3, -0.7]), tx.init(jnp.ones(2)))
+    updates, after = tx.update(jnp.array([jnp.nan, jnp.inf]), state)
+    assert np.isnan(updates).all()
+    assert unmarked(after.velocity)[0].tolist() == unmarked(state.velocity)[0].tolist()
+    assert gains_in_use(after).coded.tolist() == gains_in_use(state).coded.tolist()
+
+
+def test_factors_that_change_act_from_their_own_step():
+    gradients = jnp.ones((3, 1))
+    injected = optax.inject_hyperparams(functools.partial(olr.scale_by_local_gains, momentum=0.5))
+    state = (tx := injected(increase=0.1)).init(gradients[0])
+    for increase, gradient in zip((0.1, 0.5, 1.0), gradients, strict=True):
+        state.hyperparams["increase"] = jnp.float32(increase)
+        updates, state = tx.update(gradient, state)
+    # The first velocity is 0 and agrees with nothing; the gains are then 1, 1.5 and 2.5.
+    np.testing.assert_allclose(updates, [0.5 * (0.5 * 1 + 1.5) + 2.5], rtol=1e-6)
+    assert float(olr.gain_statistics(state).overall["max"]) == 2.5
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_updates_have_derivatives_in_all_that_made_them(nesterov):
+    def moved(numbers, gradients):
+        tx = olr.scale_by_local_gains(momentum=numbers[0], increase=numbers[1], nesterov=nesterov)
+        state = tx.init(gradients[0])
+        for gradient in gradients:
+            updates, state = tx.update(gradient, state)
+        return updates[0]
+
+    numbers, gradients = jnp.array([0.9, 0.05]), jnp.array([[1.0], [0.5], [2.0]])
+    derivatives = jax.grad(moved, argnums=(0, 1))(numbers, gradients)
+    for at, derivative in enumerate(derivatives):
+        arguments = [numbers, gradients]
+        for index in np.ndindex(derivative.shape):
+            ends = []
+            for sign in (1, -1):
+                arguments[at] = (numbers, gradients)[at].at[index].add(sign * 0.01)
+                ends.append(moved(*arguments))
+            np.testing.assert_allclose(derivative[index], (ends[0] - ends[1]) / 0.02, rtol=1e-3)
+
+
 @pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
 @pytest.mark.parametrize("name", FACTORIES)
 def test_gains_of_small_floats_are_kept_in_float32(name, dtype):
     gradients = jnp.asarray(gradients_with_gaps(1), dtype)
     share = {EXTRA[name]: 0.7} if name in EXTRA else {}
     updates, state = compiled(name)(share, gradients)
-    expected, gains = FACTORIES[name][1](np.asarray(gradients, np.float64), **share)
+    expected, gains = reference(name, np.asarray(gradients, np.float64), **share)
     assert updates.dtype == dtype
-    np.testing.assert_allclose(decode(state.gains.coded)[0], gains, rtol=2e-5)
+    np.testing.assert_allclose(sizes_of(state), gains, rtol=2e-5)
     np.testing.assert_allclose(np.asarray(updates, float), expected, rtol=1e-2, atol=1e-2)
 
 
