@@ -1,5 +1,6 @@
 """Batches: what a user hands over to stacked arrays on the host, and the order in which each seed reads them."""
 
+import functools
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -58,37 +59,45 @@ def shapes(tree: PyTree) -> str:
 
 
 def batch_orders(
-    num_batches: int, num_steps: int, num_seeds: int, key: Array
+    num_batches: int, num_steps: int, num_seeds: int, bits: UInt32[np.ndarray, "words"]
 ) -> Int[np.ndarray, "seeds steps"]:
     """Which batch each step reads, int32 [seeds, steps]: seed 0 in the given order, the others permuted.
 
-    Batches are gone through again where they run out, in a new order by every seed but 0.
+    Batches are gone through again where they run out, in a new order by every seed but 0. `bits` are a key's.
     """
     passes = -(-num_steps // num_batches)
-    entropy = np.asarray(jax.random.key_data(key)).ravel().tolist()
 
     def order(seed: int) -> np.ndarray:
         if seed == 0:
             return np.tile(np.arange(num_batches), passes)[:num_steps]
-        draw = np.random.default_rng([*entropy, seed])
+        draw = np.random.default_rng([*bits.tolist(), seed])
         return np.concatenate([draw.permutation(num_batches) for _ in range(passes)])[:num_steps]
 
     return np.stack([order(seed) for seed in range(num_seeds)]).astype(np.int32)
 
 
-def root_key(key: Array | None) -> Array:
-    """The given key, or `jax.random.key(0)`: its bits are zeros, and so need no compiled program."""
+@functools.cache
+def _words(impl: str) -> int:
+    """How many words the bits of a kind of key have."""
+    return jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0, impl=impl))).size
+
+
+def root_bits(key: Array | None) -> tuple[UInt32[np.ndarray, "words"], str]:
+    """The bits of a key, on the host, and its kind; by default those of `jax.random.key(0)`, which are zeros."""
     if key is not None:
-        return key
-    bits = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0)))
-    return jax.random.wrap_key_data(jax.device_put(np.zeros(bits.shape, bits.dtype)))
+        return np.asarray(jax.random.key_data(key)), str(jax.random.key_impl(key))
+    impl: str = jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
+    return np.zeros(_words(impl), np.uint32), impl
 
 
-def seed_keys(num_seeds: int, key: Array) -> UInt32[np.ndarray, "seeds words"]:
+def root_key(key: Array | None) -> Array:
+    """The given key, or `jax.random.key(0)`, for which nothing is compiled."""
+    return jax.random.wrap_key_data(jax.device_put(root_bits(None)[0])) if key is None else key
+
+
+def seed_keys(num_seeds: int, bits: UInt32[np.ndarray, "words"]) -> UInt32[np.ndarray, "seeds words"]:
     """The bits of each seed's key, drawn on the host: a sweep compiles nothing beside its own program."""
-    bits = np.asarray(jax.random.key_data(key))
-    entropy = bits.ravel().tolist()
-    seeds = [np.random.SeedSequence(entropy, spawn_key=(seed,)) for seed in range(num_seeds)]
+    seeds = [np.random.SeedSequence(bits.tolist(), spawn_key=(seed,)) for seed in range(num_seeds)]
     return np.stack([seed.generate_state(bits.size) for seed in seeds])
 
 

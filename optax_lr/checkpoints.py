@@ -33,7 +33,7 @@ class Store:
 
     Attributes:
       done: int64 [jobs], how many steps of each job are over.
-      judged: `track` and `diverged_at` of each run, [jobs, ...].
+      track: that of each run, [jobs, ..., 4].
       history: by metric, [jobs, ..., steps].
       evals: by metric, [jobs, ..., evals].
       carries: by job, the leaves of its carry; of a finished job only where carries are kept.
@@ -59,7 +59,7 @@ class Store:
             return np.full((num_jobs, *shape, *tail), value, dtype)
 
         self.done = np.zeros(num_jobs, np.int64)
-        self.judged = {"track": full(0, np.float32, 3), "diverged_at": full(-1, np.int32)}
+        self.track = full(-1, np.float32, 4)
         self.history = {name: full(np.nan, np.float32, history_steps) for name in names}
         self.evals = {name: full(np.nan, np.float32, num_evals) for name in eval_names}
         self.carries: dict[int, list[np.ndarray]] = {}
@@ -75,8 +75,7 @@ class Store:
     def put(self, job: int, end: int, run: Any, evals: Mapping[str, np.ndarray], at: int | None) -> None:
         """Take the state of a job after `end` steps; `run` and `evals` are on the host, `at` places the evals."""
         with self._lock:
-            for name, values in self.judged.items():
-                values[job] = getattr(run, name)
+            self.track[job] = run.track
             for name, values in self.history.items():
                 values[job] = run.history[name]
             for name, value in evals.items():
@@ -125,7 +124,7 @@ class Store:
         }
         return {
             "done": self.done,
-            "judged": self.judged,
+            "track": self.track,
             **({"history": self.history} if self.history else {}),
             **({"evals": self.evals} if self.evals else {}),
             **({"carries": carries} if carries else {}),
@@ -163,14 +162,14 @@ class Store:
 
     def _take(self, state: Mapping[str, Any]) -> None:
         mine, theirs = self._state(), {"history": {}, "evals": {}, **state}
-        for part in ("judged", "history", "evals"):
+        for part in ("history", "evals"):
             for name, values in mine.get(part, {}).items():
                 values[...] = theirs[part][name]
         self.carries = {
             int(job): [leaves[str(i)] for i in range(len(leaves))]
             for job, leaves in state.get("carries", {}).items()
         }
-        self.done[...] = state["done"]
+        self.done[...], self.track[...] = state["done"], state["track"]
 
     def _write_executed(self, directory: Path) -> None:
         """Note how many steps were executed, so that a resumed sweep can tell how many it does again."""

@@ -71,11 +71,9 @@ class Work(NamedTuple):
 
 def run_jobs(work: Work) -> None:
     """Bring every job to its end; the first error of one ends all."""
-    # Here, and not above: it takes as long to import as two rooms of this package.
-    from concurrent.futures import ThreadPoolExecutor, as_completed
-
     todo = deque(job for job in range(len(work.jobs)) if work.store.done[job] < work.num_steps)
-    lock, workers = threading.Lock(), work.place.workers
+    lock, workers = threading.Lock(), max(1, min(work.place.workers, len(todo)))
+    errors: list[BaseException] = []
 
     def take(most: int) -> list[int]:
         with lock:
@@ -94,9 +92,22 @@ def run_jobs(work: Work) -> None:
                 pace = (time.perf_counter() - begun) / len(taken)
                 most = min(LANES_PER_CALL, math.ceil(SECONDS_PER_CALL / pace))
 
-    with ThreadPoolExecutor(workers) as pool, work.bar:
-        for thread in as_completed([pool.submit(work_off) for _ in range(workers)]):
-            thread.result()
+    def work_or_stop() -> None:
+        try:
+            work_off()
+        except BaseException as error:
+            errors.append(error)
+            work.bar.stop()
+
+    with work.bar:
+        others = [threading.Thread(target=work_or_stop) for _ in range(workers - 1)]
+        for thread in others:
+            thread.start()
+        work_or_stop()
+        for thread in others:
+            thread.join()
+        if errors:
+            raise errors[0]
 
 
 def _start(work: Work, of_seed: Any) -> PyTree:
@@ -115,11 +126,21 @@ def _run_at_once(work: Work, jobs: list[int]) -> None:
     of_lanes = [work.jobs[job][1] for job in jobs] + [work.jobs[jobs[-1]][1]] * (LANES_PER_CALL - len(jobs))
     lanes, key = take(work.feed.lanes, np.array(of_lanes)), work.feed.keys[of_seed]
     seen = work.made.train_lanes(_memory(work), _start(work, of_seed), count, end, lanes, *data, key)
-    reports = work.place.get(seen)
+    reports = _up_to_their_stops(work.place.get(seen))
     work.spares.append(seen)
     for i, job in enumerate(jobs):
         work.store.put(job, work.num_steps, take(reports, i), {}, None)
     work.bar.report(take(reports, slice(len(jobs))), work.num_steps, last=True)
+
+
+def _up_to_their_stops(reports: Run) -> Run:
+    """Reports without what other lanes left in their memory after the steps that these took."""
+    stops = reports.diverged_at[:, None]
+
+    def cut(values: np.ndarray) -> np.ndarray:
+        return np.where((stops < 0) | (np.arange(values.shape[-1]) <= stops), values, np.nan)
+
+    return reports._replace(history=jax.tree.map(cut, reports.history))
 
 
 def _run(work: Work, job: int) -> None:
@@ -208,10 +229,9 @@ def _restored(run: Run, store: Store, job: int) -> Run:
             saved = jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(like))
         return jax.device_put(saved, getattr(like, "sharding", None))
 
-    judged = {name: values[job] for name, values in store.judged.items()}
     history = {name: values[job] for name, values in store.history.items()}
     carry = jax.tree.unflatten(jax.tree.structure(run.carry), store.carries[job])
-    return jax.tree.map(placed, run, Run(carry=carry, history=history, **judged))
+    return jax.tree.map(placed, run, Run(carry, store.track[job], history))
 
 
 def take(tree: PyTree, index: Any) -> PyTree:

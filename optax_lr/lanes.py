@@ -23,6 +23,8 @@ AVERAGE_DECAY = 0.9
 DEBIASING = (1 / (1 - AVERAGE_DECAY ** np.arange(1.0, 200.0))).astype(np.float32)
 # How many lone lanes the program that trains them has room for: it is compiled once, for any number of lanes.
 LANES_PER_CALL = 16
+# The step at which a lane stopped is kept as a float32.
+MOST_STEPS = 2**24
 
 
 class Run(NamedTuple):
@@ -30,16 +32,19 @@ class Run(NamedTuple):
 
     Attributes:
       carry: what the step takes and returns.
-      track: what divergence is judged by, float32 [3]: the first loss, the decayed sum of losses and the lowest of
-        its debiased averages. One array: one kernel.
-      diverged_at: the step at which the lane stopped, or -1.
+      track: what divergence is judged by, float32 [4]: the first loss, the decayed sum of losses, the lowest of its
+        debiased averages, and the step at which the lane stopped, or -1. One array: one kernel.
       history: every metric, [steps].
     """
 
     carry: PyTree
     track: Array
-    diverged_at: Array
     history: dict[str, Array]
+
+    @property
+    def diverged_at(self) -> Any:
+        """The step at which the lane stopped, or -1, as a float."""
+        return self.track[..., -1]
 
 
 class Layout(NamedTuple):
@@ -66,7 +71,8 @@ class Programs(NamedTuple):
       train_alone: `train_alone(run, carry, begin, end, *feed) -> run`, the same of a lone lane, which starts by
         itself where `begin` is 0 (`run` is then mere memory): one program to compile in place of two.
       train_lanes: `train_lanes(reports, carry, count, end, *feed) -> reports`, whole runs of lone lanes, the first
-        `count` of `feed`'s, one after the other. `reports` are runs without their carries, [LANES_PER_CALL].
+        `count` of `feed`'s, one after the other. `reports` are runs without their carries, [LANES_PER_CALL]; what
+        stood in them after a lane's last step stays.
       train_once: `train_once(run, t, *feed) -> run`, for one step.
       measure: `measure(run, eval_batch) -> metrics`.
     """
@@ -112,17 +118,18 @@ def entry(tree: PyTree, index: Array) -> PyTree:
     return jax.tree.map(lambda leaf: row(leaf, index), tree)
 
 
-def written(values: Array, value: Array, index: Array) -> Array:
-    """`values` with `value` at an index in [0, size) of its leading axis."""
-    return jax.lax.dynamic_update_index_in_dim(values, value, index, 0, allow_negative_indices=False)
+def written(values: Array, value: Array, *index: Array) -> Array:
+    """`values` with `value` at an index within its leading axes."""
+    begin: tuple[ScalarLike, ...] = (*index, *[0] * value.ndim)
+    update = value.reshape(*[1] * len(index), *value.shape)
+    return jax.lax.dynamic_update_slice(values, update, begin, allow_negative_indices=False)
 
 
 def fresh(carry: PyTree, names: Sequence[str], num_steps: int) -> Run:
     """A run before its first step."""
     return Run(
         carry=_strong(carry),
-        track=jnp.array([0, 0, jnp.inf], jnp.float32),
-        diverged_at=jnp.full((), -1, jnp.int32),
+        track=jnp.array([0, 0, jnp.inf, -1], jnp.float32),
         history={name: jnp.full(num_steps, jnp.nan, jnp.float32) for name in names},
     )
 
@@ -136,35 +143,43 @@ def blank(form: Form, num_steps: int, *, reports: bool) -> Run:
 
     lead = (LANES_PER_CALL,) if reports else ()
     beside: dict[str, Any] = {
-        "track": np.zeros((*lead, 3), np.float32),
-        "diverged_at": np.zeros(lead, np.int32),
+        "track": np.zeros((*lead, 4), np.float32),
         "history": {name: np.zeros((*lead, num_steps), np.float32) for name in form.metrics},
     }
     return Run(carry=None if reports else jax.tree.map(room, form.carry), **beside)
 
 
 def record(
-    t: Array, run: Run, carry: PyTree, metrics: Metrics, stop_factor: ScalarLike, *, freeze: bool
+    t: Array,
+    run: Run,
+    carry: PyTree,
+    metrics: Metrics,
+    stop_factor: ScalarLike,
+    *,
+    freeze: bool,
+    within: tuple[Array, ...] = (),
 ) -> Run:
-    """The run after step `t`, which led to `carry`; a lane that stops here keeps, to `freeze`, the carry it had."""
+    """The run after step `t`, which led to `carry`; a lane that stops here keeps, to `freeze`, the carry it had.
+
+    The history may be that of many runs: `within` says which of them this one is.
+    """
     loss = metrics["loss"].astype(jnp.float32)
-    first, total, lowest = run.track
+    first, total, lowest, stopped = run.track
     first = jnp.where(t == 0, loss, first)
     total = AVERAGE_DECAY * total + (1 - AVERAGE_DECAY) * loss
     # To multiply costs less than to divide: XLA does it again wherever it is wanted, in place of once in a kernel.
     average = total * row(jnp.asarray(DEBIASING), jnp.minimum(t, len(DEBIASING) - 1))
     best = jnp.minimum(lowest, average)
     rise = average - best > stop_factor * jnp.maximum(jnp.abs(first), jnp.abs(best))
-    live = run.diverged_at < 0
+    live = stopped < 0
     goes_on = live & jnp.isfinite(loss) & ~rise
     return Run(
         carry=jax.tree.map(lambda new, old: jnp.where(goes_on, new, old), carry, run.carry)
         if freeze
         else _strong(carry),
-        track=jnp.stack([first, total, best]),
-        diverged_at=jnp.where(live & ~goes_on, t, run.diverged_at),
+        track=jnp.stack([first, total, best, jnp.where(live & ~goes_on, t.astype(jnp.float32), stopped)]),
         history={
-            name: written(values, jnp.where(live, metrics[name].astype(jnp.float32), jnp.nan), t)
+            name: written(values, jnp.where(live, metrics[name].astype(jnp.float32), jnp.nan), *within, t)
             for name, values in run.history.items()
         },
     )
@@ -263,21 +278,30 @@ def programs(
         index = (jnp.arange(len(order)), order[:, t]) if layout.per_seed else order[:, t]
         return jax.tree.map(lambda leaf: leaf[index], batches)
 
-    def train_once(run: Run, t: Array, lane: PyTree, batches: PyTree, order: Array, key: Array) -> Run:
+    def train_once(
+        run: Run,
+        t: Array,
+        lane: PyTree,
+        batches: PyTree,
+        order: Array,
+        key: Array,
+        *,
+        within: tuple[Array, ...] = (),
+    ) -> Run:
         def one_step(run: Run, lane: PyTree, batch: PyTree, key: Array) -> Run:
             of_seed = jax.random.wrap_key_data(key, impl=form.key_impl)
             carry, metrics = form.step(
                 run.carry, lane, batch, jax.random.fold_in(of_seed, t) if form.draws else of_seed
             )
-            return record(t, run, carry, metrics, stop_factor, freeze=layout.freeze)
+            return record(t, run, carry, metrics, stop_factor, freeze=layout.freeze, within=within)
 
         batch = batch_of(t, batches, order)
         return spread(one_step, (0, None, 0, 0), (0, 0, None, None))(run, lane, batch, key)
 
-    def train(run: Run, begin: Array, end: Array, *feed: Any) -> Run:
+    def train(run: Run, begin: Array, end: Array, *feed: Any, within: tuple[Array, ...] = ()) -> Run:
         return jax.lax.while_loop(
             lambda state: (state[0] < end) & jnp.any(state[1].diverged_at < 0),
-            lambda state: (state[0] + 1, train_once(state[1], state[0], *feed)),
+            lambda state: (state[0] + 1, train_once(state[1], state[0], *feed, within=within)),
             (begin, run),
         )[1]
 
@@ -289,10 +313,10 @@ def programs(
         def next_lane(state: tuple[Array, Run]) -> tuple[Array, Run]:
             i, reports = state
             lane = entry(lanes, i)
-            ended = train(start(carry, lane), jnp.zeros((), jnp.int32), end, lane, *feed)
-            return i + 1, jax.tree.map(
-                lambda all_, one: written(all_, one, i), reports, ended._replace(carry=None)
-            )
+            begun = start(carry, lane)._replace(history=reports.history)
+            zero = jnp.zeros((), jnp.int32)
+            ended = train(begun, zero, end, lane, *feed, within=(i,))
+            return i + 1, Run(None, written(reports.track, ended.track, i), ended.history)
 
         return jax.lax.while_loop(
             lambda state: state[0] < count, next_lane, (jnp.zeros((), jnp.int32), reports)

@@ -33,15 +33,19 @@ class Bar:
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self._stopped.set()
+        self.stop()
         self._bar.close()
+
+    def stop(self) -> None:
+        """End every thread at its next report."""
+        self._stopped.set()
 
     def report(self, seen: Run, steps: int, *, last: bool) -> None:
         """Count `steps` of the runs that report, and at their last those that diverged."""
         if self._stopped.is_set():
             raise RuntimeError("The sweep was stopped.")
         with self._lock:
-            self._best = min(self._best, np.min(seen.track[..., -1]))
+            self._best = min(self._best, np.min(seen.track[..., -2]))
             self._alive -= int(np.sum(seen.diverged_at >= 0)) if last else 0
             self._bar.set_postfix(alive=max(0, self._alive), best=f"{self._best:.4g}", refresh=False)
             self._bar.update(min(steps * np.size(seen.diverged_at), self._bar.total - self._bar.n))

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from . import checks
-from .batches import batch_orders
+from .batches import batch_orders, root_bits
 from .checkpoints import digest
 from .results import LRCurve, SweepResult
 from .suggest import best_lane
@@ -154,7 +154,7 @@ def refuse_if_all_diverged(curve: LRCurve, problem: Problem, num_steps: int) -> 
     low, high = curve.learning_rates.min(), curve.learning_rates.max()
     sentence = f"Every lane diverged, at {len(curve.learning_rates)} rates from {low:.3g} to {high:.3g}"
     orders = batch_orders(
-        len(jax.tree.leaves(problem.batches)[0]), num_steps, len(curve.diverged_at), problem.key
+        len(jax.tree.leaves(problem.batches)[0]), num_steps, len(curve.diverged_at), root_bits(problem.key)[0]
     )
     # The lane that got farthest; a rate that is too high may fail earlier.
     step = int(curve.diverged_at[0].max())

@@ -20,10 +20,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from . import checks
-from .batches import batch_orders, is_stacked, leading_axis, read_batches, root_key, seed_keys
+from .batches import batch_orders, is_stacked, leading_axis, read_batches, root_bits, seed_keys
 from .checkpoints import Store, digest, digest_of_program, kept_chunk
 from .jobs import Feed, Work, call_ends, run_jobs, take
-from .lanes import Form, Layout, Programs, StepFn, inspect, programs
+from .lanes import MOST_STEPS, Form, Layout, Programs, StepFn, inspect, programs
 from .placement import Place, choose, is_key
 from .progress import Bar
 from .results import SweepResult
@@ -67,7 +67,7 @@ def sweep(
       batches: a pytree of arrays with leading axis [batches], or a list or other iterable of batches, of which
         up to `num_steps` are read once and kept on the host. They are gone through again where they run out.
         Seed 0 keeps their order; every other seed has its own.
-      num_steps: how many steps each lane takes, at least 1.
+      num_steps: how many steps each lane takes, in [1, 2^24].
       seeds: how many runs each lane has, at least 1.
       key: where the orders and the step's keys come from; `jax.random.key(0)` by default. Step t of seed s gets
         `fold_in(k, t)`, where the bits of k are `SeedSequence(bits of key, spawn_key=(s,)).generate_state(...)` of
@@ -158,6 +158,8 @@ class Engine:
         stop_factor: ScalarLike = 3.0,
     ):
         self.num_steps = checks.size("num_steps", num_steps)
+        if self.num_steps > MOST_STEPS:
+            raise ValueError(f"num_steps must be at most 2^24, got {self.num_steps}.")
         self.eval_steps = _increasing_steps("eval_steps", eval_steps, self.num_steps)
         self._chunk = None if lanes_at_once == "auto" else checks.size("lanes_at_once", lanes_at_once)
         self._stop_factor = checks.concrete("stop_factor", stop_factor, above=0)
@@ -191,15 +193,15 @@ class Engine:
         """
         steps = self.num_steps if num_steps is None else num_steps
         num_lanes, num_seeds = leading_axis("lanes", lanes), checks.size("seeds", seeds)
-        root = root_key(key)
+        bits, key_impl = root_bits(key)
         one_seed = take(batches, 0) if per_seed else batches
         feed = Feed(
             carry=carry,
             lanes=jax.tree.map(np.asarray, lanes),
             batches=batches,
             eval_batch=eval_batch,
-            orders=batch_orders(leading_axis("batches", one_seed), self.num_steps, num_seeds, root),
-            keys=seed_keys(num_seeds, root),
+            orders=batch_orders(leading_axis("batches", one_seed), self.num_steps, num_seeds, bits),
+            keys=seed_keys(num_seeds, bits),
         )
         start = take(carry, 0) if carry_per_seed else carry
         which, form = self._form(
@@ -209,7 +211,7 @@ class Engine:
                 take(one_seed, 0),
                 take(eval_batch, 0) if per_seed else eval_batch,
             ),
-            str(jax.random.key_impl(root)),
+            key_impl,
         )
 
         def bytes_of(width: int) -> int:
@@ -288,7 +290,7 @@ class Engine:
         return SweepResult(
             metrics={name: values[..., :steps] for name, values in join(store.history).items()},
             evals={name: values[..., :evals] for name, values in join(store.evals).items()},
-            diverged_at=join(store.judged["diverged_at"]),
+            diverged_at=join(store.track)[..., -1].astype(np.int32),
             carries=carries,
             placement=place.words,
             skipped_steps=store.skipped,

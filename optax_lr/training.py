@@ -404,14 +404,11 @@ def _described(leaf: Any) -> str:
 
 
 def _check_loss(problem: Problem, start: dict[str, PyTree]) -> None:
-    """Refuse a loss that does not take or return what its options say, before anything is compiled."""
+    """Refuse a loss that does not take what its options say; what it returns is looked at where it is traced."""
     trainer, batch = problem.trainer, jax.tree.map(lambda leaf: leaf[0], problem.batches)
     given = trainer.loss.arguments(trainer.params(start), trainer.model_state(start), batch, problem.key)
     if why := does_not_take(trainer.loss.loss_fn, *given.values()):
         raise ValueError(f"loss_fn must take ({', '.join(given)}): {why}.")
-    jax.eval_shape(trainer.value, start, batch, problem.key)
-    if problem.eval_data is not None:
-        jax.eval_shape(trainer.evaluate, start, problem.eval_data)
 
 
 def _scalars(name: str, metrics: Any, *, without: str | None = None) -> dict[str, Array]:

@@ -10,7 +10,7 @@ from references import key_of_seed
 
 import optax_lr as olr
 from optax_lr import checkpoints, jobs
-from optax_lr.batches import batch_orders, root_key, seed_keys
+from optax_lr.batches import batch_orders, root_bits, root_key, seed_keys
 from optax_lr.placement import bytes_needed, lanes_that_fit
 from optax_lr.sweep import Engine
 
@@ -54,7 +54,7 @@ def test_every_placement_equals_a_plain_loop(lanes_at_once):
         eval_steps=[4, 9],
         progress=False,
     )
-    orders = batch_orders(len(BATCHES), 9, 2, key)
+    orders = batch_orders(len(BATCHES), 9, 2, root_bits(key)[0])
     for seed in range(2):
         for lane, rate in enumerate(LANES):
             carry, losses = plain_loop(start, rate, orders[seed], key_of_seed(key, seed), 9)
@@ -71,17 +71,19 @@ def test_each_seed_may_have_its_own_start():
     starts = {"x": jnp.array([1.0, -1.0])}
     found = olr.sweep(step, starts, LANES, BATCHES, num_steps=1, seeds=2, carry_per_seed=True, progress=False)
     first = np.mean(
-        (np.array([[1.0], [-1.0]]) - BATCHES[batch_orders(7, 1, 2, jax.random.key(0))[:, 0]]) ** 2, 1
+        (np.array([[1.0], [-1.0]]) - BATCHES[batch_orders(7, 1, 2, root_bits(jax.random.key(0))[0])[:, 0]])
+        ** 2,
+        1,
     )
     np.testing.assert_allclose(found.metrics["loss"][..., 0], np.repeat(first[:, None], 3, 1), rtol=1e-6)
 
 
 def test_orders_are_permutations_and_seed_0_keeps_the_given_one():
-    orders = batch_orders(5, 12, 3, jax.random.key(1))
+    orders = batch_orders(5, 12, 3, root_bits(jax.random.key(1))[0])
     np.testing.assert_array_equal(orders[0], np.arange(12) % 5)
     assert all(sorted(order[:5]) == sorted(order[5:10]) == list(range(5)) for order in orders)
     assert not np.array_equal(orders[1], orders[2])
-    np.testing.assert_array_equal(orders, batch_orders(5, 12, 3, jax.random.key(1)))
+    np.testing.assert_array_equal(orders, batch_orders(5, 12, 3, root_bits(jax.random.key(1))[0]))
 
 
 def falling(carry, lane, batch, key):
@@ -212,7 +214,7 @@ def test_a_key_that_is_only_handed_on_is_that_of_the_step():
     found = olr.sweep(
         keeps, jax.random.key(5), LANES, BATCHES, num_steps=4, return_carries=True, progress=False
     )
-    (of_seed,) = seed_keys(1, root_key(None))
+    (of_seed,) = seed_keys(1, root_bits(None)[0])
     last = jax.random.fold_in(jax.random.wrap_key_data(of_seed), 3)
     assert (found.carries == jax.random.key_data(last)).all()
 
@@ -260,6 +262,7 @@ def test_an_error_of_the_step_surfaces_from_its_thread():
     ("changes", "sentence"),
     [
         ({"num_steps": 0}, r"num_steps must be a whole number of steps from 1 to .*, got 0\."),
+        ({"num_steps": 2**24 + 1}, r"num_steps must be at most 2\^24, got 16777217\."),
         ({"num_steps": 2.5}, r"num_steps must be a whole number of steps .*, got 2\.5\."),
         ({"seeds": 0}, r"seeds must be .* got 0\."),
         ({"stop_factor": 0.0}, r"stop_factor must be a finite number above 0, got 0\.0\."),
@@ -320,7 +323,9 @@ def test_folds_of_a_cross_validation_are_seeds(lanes_at_once):
         step, {"x": jnp.float32(1)}, LANES, folds, seeds=2, per_seed=True, eval_batch=held_out,
         lanes_at_once=lanes_at_once, **options,
     )  # fmt: skip
-    first = np.mean((1 - folds[np.arange(2), batch_orders(3, 3, 2, jax.random.key(0))[:, 0]]) ** 2, axis=1)
+    first = np.mean(
+        (1 - folds[np.arange(2), batch_orders(3, 3, 2, root_bits(jax.random.key(0))[0])[:, 0]]) ** 2, axis=1
+    )
     np.testing.assert_allclose(found.metrics["loss"][:, 0, 0], first, rtol=1e-6)
     alone = olr.sweep(step, {"x": jnp.float32(1)}, LANES, folds[0], eval_batch=held_out[0], **options)
     np.testing.assert_allclose(found.metrics["loss"][0], alone.metrics["loss"][0], rtol=1e-6)
