@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from factories import INF, NAN
+from schedule_case import INF, NAN
 
 STEPS = 6
 
