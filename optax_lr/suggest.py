@@ -26,6 +26,8 @@ SLOPES = (-1.0, 0.0)
 AROUND, AROUND_LENGTH = 2.0, 4.0
 # Full runs at rates closer than this differ by their noise.
 CLOSE = 1.4
+# What a lost run counts, in losses of the best.
+LOST = 10.0
 # The share of the whole fall of a loss at which the classic hand rules see it begin to fall, or to rise.
 SHARP = 0.1
 
@@ -33,7 +35,9 @@ SHARP = 0.1
 def lowest_loss(curve: LRCurve) -> Suggestion:
     """The rate of the lowest loss, averaged over the seeds, by a parabola in log-log.
 
-    It is fitted by least squares to the lanes within a factor of 2 of the best, its two neighbors at least.
+    It is fitted by least squares to the lanes within a factor of 2 of the best, its two neighbors at least. Where
+    the next higher rate was lost, it goes through the neighbors alone and the lost one counts ten times the best.
+    What these runs survived the next may not: so the answer moves away, by up to half the way to the lower rate.
 
     Raises:
       ValueError: every rate diverged.
@@ -47,6 +51,7 @@ def lowest_loss(curve: LRCurve) -> Suggestion:
     """
     losses = final_losses(curve)
     best, rate = _bottom(curve.learning_rates, losses)
+    rate = _away_from_lost(curve.learning_rates, losses, best) or rate
     low, high = _interval(curve.learning_rates, losses, best)
     seeds, kind = len(losses), "training" if curve.eval_losses is None else "validation"
     reason = (
@@ -321,6 +326,16 @@ def _bottom(rates: np.ndarray, losses: np.ndarray, around: float = AROUND) -> tu
     near &= np.isfinite(means)
     change = _vertex(np.log(rates[near] / rates[best]), means[near]) if near.sum() > 2 else 0.0
     return best, float(rates[best] * np.exp(change))
+
+
+def _away_from_lost(rates: np.ndarray, losses: np.ndarray, best: int) -> float | None:
+    """The vertex beside a lost rate, the next above the best; None where that is not lost."""
+    around = slice(best - 1, best + 2)
+    three = losses.mean(axis=0)[around] if 0 < best < len(rates) - 1 else np.zeros(3)
+    if np.isfinite(three).tolist() != [True, True, False]:
+        return None
+    three[2] = three[1] + (LOST - 1) * abs(three[1])
+    return float(rates[best] * np.exp(_vertex(np.log(rates[around] / rates[best]), three)))
 
 
 def _vertex(x: np.ndarray, y: np.ndarray) -> float:

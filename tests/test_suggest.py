@@ -39,7 +39,25 @@ def test_an_edge_is_flagged_and_a_diverged_lane_never_suggested():
     rising = suggest.lowest_loss(curve_of(RATES))
     assert rising.at_edge and rising.learning_rate == RATES[0]
     falling = suggest.lowest_loss(curve_of(1 / RATES, diverged=range(12, 17)))
-    assert falling.learning_rate == RATES[11] and not falling.at_edge and falling.high < RATES[12]
+    assert RATES[10] < falling.learning_rate < RATES[11] and not falling.at_edge and falling.high < RATES[12]
+
+
+@pytest.mark.parametrize("below", [1.0001, 2.0, 9.0])
+def test_a_lost_rate_above_the_best_counts_ten_times_the_loss(below):
+    losses = np.where(np.arange(17) == 10, below, 20.0)
+    losses[11] = 1.0
+    found = suggest.lowest_loss(curve_of(losses, diverged=range(12, 17)))
+    # The vertex of the parabola through (-1, log below), (0, 0) and (1, log 10), in gaps between lanes.
+    x = (np.log(below) - np.log(10)) / (np.log(below) + np.log(10)) / 2
+    assert np.isclose(found.learning_rate, RATES[11] * (RATES[11] / RATES[10]) ** x, rtol=1e-4)
+    assert found.low <= found.learning_rate <= found.high
+
+
+def test_a_lost_rate_counts_where_losses_are_below_zero():
+    losses = np.where(np.arange(17) < 11, -1.0, -2.0)
+    found = suggest.lowest_loss(curve_of(losses, diverged=range(12, 17)))
+    # Through (-1, -1), (0, -2) and (1, 16).
+    assert np.isclose(found.learning_rate, RATES[11] * (RATES[11] / RATES[10]) ** (-17 / 38), rtol=1e-4)
 
 
 def test_noise_between_seeds_widens_the_interval():
