@@ -82,6 +82,8 @@ HELD_OUT = [
     Problem("breast_cancer", "autoencoder", batch=32, squared=True),
     Problem("wine", "deep", batch=8, epochs=4, few=30),
     Problem("diabetes", "mlp", batch=32, epochs=6, few=60, squared=True),
+    Problem("wine", "autoencoder", batch=16, epochs=6, few=20, squared=True),
+    Problem("iris", "deep", batch=8, epochs=5, few=30),
 ]
 
 

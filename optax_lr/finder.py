@@ -32,9 +32,7 @@ from .training import Loss, Timed, pose
 from .types import Array, PyTree, ScalarLike, Schedule
 
 QUICK_STEPS = 100
-QUICK_SEEDS = 3
 COARSE_STEPS = 50
-FINALIST_SEEDS = 2
 
 
 def lr_find(
@@ -49,7 +47,7 @@ def lr_find(
     finalists: int = 3,
     max_full_horizon: int = 5000,
     num_steps: int | None = None,
-    seeds: int | None = None,
+    seeds: int = 3,
     key: Array | None = None,
     min_learning_rate: float = 1e-6,
     max_learning_rate: float = 10.0,
@@ -107,7 +105,7 @@ def lr_find(
       max_full_horizon: the longest run that finalists go through step by step.
       num_steps: how many steps the longest lanes of the quick search take: 100, or 50 before finalists. Left out,
         batches that run out are gone through again.
-      seeds: how many runs each rate has: 3, and 2 for finalists.
+      seeds: how many runs each rate has.
       key: where random starts and orders come from; `jax.random.key(0)` by default.
       min_learning_rate, max_learning_rate: the rates to search between.
       stop_factor: how far a lane's loss may rise before the lane is stopped; see `sweep`.
@@ -162,7 +160,7 @@ def lr_find(
         )
     usual = min(QUICK_STEPS if schedule is None else COARSE_STEPS, length or QUICK_STEPS)
     steps = checks.size("num_steps", usual if num_steps is None else num_steps)
-    runs, full_runs = (QUICK_SEEDS, FINALIST_SEEDS) if seeds is None else (checks.size("seeds", seeds),) * 2
+    runs = checks.size("seeds", seeds)
     longest = checks.size("max_full_horizon", max_full_horizon)
     full_steps = 0 if schedule is None or length is None else length if length <= longest else -(-length // 2)
     problem = pose(
@@ -177,7 +175,7 @@ def lr_find(
         scheduled=schedule is not None,
         read=max(steps, full_steps),
         needed=num_steps,
-        seeds=max(runs, full_runs),
+        seeds=runs,
         key=key,
     )
     stage = functools.partial(
@@ -201,11 +199,11 @@ def lr_find(
         return noting_bounds(quick, low, high)
     ratios = FINALIST_RATIO ** (np.arange(finalists) - (finalists - 1) / 2)
     if length <= longest:
-        found = full_finals(stage(length, [length], schedule), quick, ratios, full_runs, within)
+        found = full_finals(stage(length, [length], schedule), quick, ratios, runs, within)
     else:
         lengths = sorted({-(-length // 10), -(-length // 5), full_steps})
         full = stage(full_steps, lengths, by_clock)
-        found = shortened_finals(full, quick, ratios, lengths, length, full_runs, within)
+        found = shortened_finals(full, quick, ratios, lengths, length, runs, within)
     return noting_bounds(found, low, high)
 
 

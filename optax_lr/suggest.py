@@ -4,8 +4,9 @@ Every rule looks at one number for each rate and seed: the last validation loss 
 the training loss averaged over the last quarter of the steps. Rates at which any seed diverged are left out.
 
 The interval of `lowest_loss` and `for_horizon` holds the rates around the best whose loss cannot be told from
-the lowest, by a one-sided t-test at 95%, or lies within 1% of it. The seeds' noise is what is left of the
-losses after the means of rates and of seeds, pooled over the rates whose loss is within twice the lowest.
+the lowest, by a one-sided t-test at 95%, or lies within 1% of it; between two lanes losses lie on a line. The
+seeds' noise is what is left of the losses after the means of rates and of seeds, pooled over the rates whose loss
+is within twice the lowest.
 `for_horizon` adds what it does not know of the drift. The classic rules have no notion of certainty; their
 interval spans what they say of each seed alone.
 """
@@ -345,7 +346,10 @@ def _vertex(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _interval(rates: np.ndarray, losses: np.ndarray, best: int) -> tuple[float, float]:
-    """The rates that cannot be told from the best: up to half way to the nearest lane on each side that can."""
+    """The rates that cannot be told from the best: up to where a line in log rate crosses what can.
+
+    The line goes to the nearest lane on each side that can be told apart; to a lost one, it is cut in half.
+    """
     from scipy.special import stdtrit  # a third of a second that `import optax_lr` need not take
 
     means = losses.mean(axis=0)
@@ -354,12 +358,18 @@ def _interval(rates: np.ndarray, losses: np.ndarray, best: int) -> tuple[float, 
     rest = near - near.mean(axis=0) - near.mean(axis=1, keepdims=True) + near.mean()
     freedom = (near.shape[0] - 1) * (near.shape[1] - 1)
     noise = stdtrit(freedom, 0.95) * np.sqrt((rest**2).sum() / freedom * 2 / len(losses)) if freedom else 0.0
-    alike = np.nan_to_num(means - means[best], nan=np.inf) <= max(noise, TOLERANCE * scale)
-    worse = np.flatnonzero(~alike)
-    left, right = worse[worse < best].max(initial=-1), worse[worse > best].min(initial=len(rates))
-    low = np.sqrt(rates[left] * rates[left + 1]) if left >= 0 else rates[0]
-    high = np.sqrt(rates[right - 1] * rates[right]) if right < len(rates) else rates[-1]
-    return float(low), float(high)
+    above, most = np.nan_to_num(means - means[best], nan=np.inf), max(noise, TOLERANCE * scale)
+    worse = np.flatnonzero(above > most)
+
+    def crossing(alike: int, other: int) -> float:
+        if not 0 <= other < len(rates):
+            return float(rates[alike])
+        share = (most - above[alike]) / (above[other] - above[alike]) if np.isfinite(above[other]) else 0.5
+        return float(rates[alike] * (rates[other] / rates[alike]) ** share)
+
+    left = int(worse[worse < best].max(initial=-1))
+    right = int(worse[worse > best].min(initial=len(rates)))
+    return crossing(left + 1, left), crossing(right - 1, right)
 
 
 def _classic(curve: LRCurve, name: str, rule: Callable[[np.ndarray, np.ndarray], float]) -> Suggestion:

@@ -134,8 +134,8 @@ def test_scheduled_runs_finalists_for_the_whole_horizon():
         progress=False,
     )
     full = found.finalists
-    assert full.losses.shape[0] == 2 and full.losses.shape[2] == 60 and len(full.learning_rates) >= 3
-    # Three or more at ratio 3, and at most two more at the vertex of their parabola.
+    assert full.losses.shape[0] == 3 and full.losses.shape[2] == 60 and len(full.learning_rates) >= 3
+    # Three or more at ratio 3, and at most two more half way between.
     exponents = np.log(full.learning_rates / full.learning_rates[0]) / np.log(3.0)
     assert (np.abs(exponents - exponents.round()) > 1e-5).sum() <= 2 and exponents[-1].round() >= 2
     best = np.nanmin(full.eval_losses[..., -1].mean(axis=0))

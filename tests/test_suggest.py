@@ -66,6 +66,16 @@ def test_noise_between_seeds_widens_the_interval():
     assert quiet.low >= loud.low and quiet.high < loud.high
 
 
+def test_the_interval_of_one_seed_ends_where_a_line_has_risen_by_a_percent():
+    losses = np.where(np.arange(17) < 8, 3.0, 5.0)
+    losses[8:10] = 2.0, 2.005
+    found = suggest.lowest_loss(curve_of(losses, diverged=range(14, 17)))
+    assert np.isclose(found.low, RATES[8] * (RATES[7] / RATES[8]) ** 0.02, rtol=1e-4)
+    assert np.isclose(found.high, RATES[9] * (RATES[10] / RATES[9]) ** (0.015 / 2.995), rtol=1e-4)
+    beside_lost = suggest.lowest_loss(curve_of(losses, diverged=range(10, 17)))
+    assert np.isclose(beside_lost.high, np.sqrt(RATES[9] * RATES[10]))
+
+
 def test_the_classic_rules_on_a_known_shape():
     # Flat, one steep step down between lanes 8 and 9, a slow fall to lane 13, and a rise.
     losses = np.array([2.0] * 8 + [1.9, 1.0, 0.9, 0.8, 0.7, 0.65, 0.9, 1.5, 3.0])
