@@ -1,7 +1,7 @@
 """The one table of public factories that the laws run over. A factory that has no row fails the suite."""
 
 import references
-from schedule_case import COUNTS, FACTORS, INF, MAYBE_EMPTY, NAN, RATES, ScheduleCase
+from cases import COUNTS, FACTORS, INF, MAYBE_EMPTY, NAN, RATES, ScheduleCase
 
 LAST = 2**31 - 1
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from schedule_case import INF, NAN
+from cases import INF, NAN, Case
 
 STEPS = 6
 
@@ -19,7 +19,7 @@ GROUPS = {r"bias|0|.*/bias": "first", r"kernel|1|.*/kernel": "second"}
 
 
 @dataclass(frozen=True, eq=False)
-class TransformationCase:
+class TransformationCase(Case):
     """A factory of transformations with arguments to try it at.
 
     `arguments` are its numeric arguments, each with a default and the lanes that `vmap` puts in its place;
@@ -37,14 +37,6 @@ class TransformationCase:
     extra: Mapping[str, Any] = field(default_factory=dict)
     keeps_params: bool = False
     variant: str = ""
-
-    @property
-    def id(self) -> str:
-        return f"{self.factory}{'-' if self.variant else ''}{self.variant}"
-
-    @property
-    def values(self) -> dict[str, Any]:
-        return {name: value for name, (value, _) in self.arguments.items()}
 
     def make(self, olr: Any, **changes: Any) -> optax.GradientTransformationExtraArgs:
         """The transformation of package `olr` at the default arguments, but for `changes`."""

@@ -1,4 +1,4 @@
-"""One row of the table of schedule factories, and the values that no factory takes."""
+"""Rows of the tables of factories, and the values that no factory takes."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,8 +11,24 @@ MAYBE_EMPTY = (-1, NAN, 2**31)
 FACTORS = (0.0, -0.5, 1.5, NAN)
 
 
+class Case:
+    """A row of either table: what it is called, and the arguments that it is tried at."""
+
+    factory: str
+    arguments: Mapping[str, tuple[Any, tuple[Any, Any]]]
+    variant: str
+
+    @property
+    def id(self) -> str:
+        return f"{self.factory}{'-' if self.variant else ''}{self.variant}"
+
+    @property
+    def values(self) -> dict[str, Any]:
+        return {name: value for name, (value, _) in self.arguments.items()}
+
+
 @dataclass(frozen=True, eq=False)
-class ScheduleCase:
+class ScheduleCase(Case):
     """A schedule factory with arguments to try it at.
 
     `arguments` are its numeric arguments, each with a default and the lanes that `vmap` puts in its place;
@@ -32,14 +48,6 @@ class ScheduleCase:
     large: Mapping[str, Any] = field(default_factory=dict)
     build: Callable[..., Callable] | None = None
     variant: str = ""
-
-    @property
-    def id(self) -> str:
-        return f"{self.factory}{'-' if self.variant else ''}{self.variant}"
-
-    @property
-    def values(self) -> dict[str, Any]:
-        return {name: value for name, (value, _) in self.arguments.items()}
 
     def make(self, olr: Any, **changes: Any) -> Callable:
         """The schedule of package `olr` at the default arguments, but for `changes`."""
