@@ -69,17 +69,24 @@ def concrete(name: str, value: Any, **bounds: float | None) -> float:
 
 
 def steps(
-    name: str, value: Any, *, minimum: int = 1, whole: bool = False, unit: str = "steps"
+    name: str,
+    value: Any,
+    *,
+    minimum: int = 1,
+    maximum: int = MAX_STEP,
+    whole: bool = False,
+    unit: str = "steps",
 ) -> int | float | Array:
     """A number of steps: an int where it is whole, else a float; a traced one is raised to `minimum`.
 
     With `whole`, a fraction is refused, and a traced float is rounded down to an int32.
 
     Raises:
-      ValueError: a concrete value is not a finite scalar, is below `minimum`, is above 2^31 - 1, or has a
-        fraction that it may not have.
+      ValueError: a concrete value is not a finite scalar, is below `minimum`, is above `maximum` (2^31 - 1), or
+        has a fraction that it may not have.
     """
-    expected = f"a {'whole ' if whole else ''}number of {unit} from {minimum} to 2^31 - 1"
+    most = "2^31 - 1" if maximum == MAX_STEP else maximum
+    expected = f"a {'whole ' if whole else ''}number of {unit} from {minimum} to {most}"
     if is_traced(value):
         if value.ndim:
             raise _refusal(name, expected, f"an array of shape {value.shape}")
@@ -89,7 +96,7 @@ def steps(
         # The largest float32 below 2^31 is the largest that an int32 can take.
         return jnp.minimum(count, 2.0**31 - 2.0**7).astype(jnp.int32) if whole else count
     known = _as_float(name, value, expected)
-    if not (minimum <= known <= MAX_STEP and (known.is_integer() or not whole)):
+    if not (minimum <= known <= maximum and (known.is_integer() or not whole)):
         raise _refusal(name, expected, repr(value))
     return int(known) if known.is_integer() else known
 
@@ -134,15 +141,15 @@ def choice(name: str, value: Any, options: tuple[str, ...]) -> str:
     return value
 
 
-def size(name: str, value: Any) -> int:
+def size(name: str, value: Any, *, maximum: int = MAX_STEP) -> int:
     """A concrete whole number of at least 1, for what sizes an array.
 
     Raises:
-      ValueError: the value is traced, not whole, or below 1.
+      ValueError: the value is traced, not whole, below 1, or above `maximum`.
     """
     if is_traced(value):
         raise _refusal(name, "a concrete number, since it sizes an array", "a traced one")
-    return int(steps(name, value, whole=True))
+    return int(steps(name, value, maximum=maximum, whole=True))
 
 
 def not_below(name: str, value: Any, floor_name: str, floor: Any) -> None:

@@ -157,9 +157,7 @@ class Engine:
         mesh: Mesh | None = None,
         stop_factor: ScalarLike = 3.0,
     ):
-        self.num_steps = checks.size("num_steps", num_steps)
-        if self.num_steps > MOST_STEPS:
-            raise ValueError(f"num_steps must be at most 2^24, got {self.num_steps}.")
+        self.num_steps = checks.size("num_steps", num_steps, maximum=MOST_STEPS)
         self.eval_steps = _increasing_steps("eval_steps", eval_steps, self.num_steps)
         self._chunk = None if lanes_at_once == "auto" else checks.size("lanes_at_once", lanes_at_once)
         self._stop_factor = checks.concrete("stop_factor", stop_factor, above=0)
