@@ -4,6 +4,7 @@ A program holds one lane, or a `vmap` over seeds and lanes of which a mesh may g
 never wait for each other: their shares are loops of their own (`shard_map`), and nothing crosses between them.
 """
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -91,8 +92,9 @@ class Form(NamedTuple):
     Attributes:
       metrics, evals: the names of what it reports.
       carry: shapes and dtypes of its carry.
-      step: the step as it was traced, so that the user's code runs once.
-      program: the same as a closed jaxpr.
+      step, init, evaluate: the functions, or None. The user's code runs once: what was traced of it is copied into
+        the programs that call it.
+      program: the step as a closed jaxpr.
       convolves: whether there is a convolution in it.
       draws: whether it reads its random key.
       key_impl: the kind of its random keys.
@@ -102,6 +104,8 @@ class Form(NamedTuple):
     evals: tuple[str, ...]
     carry: PyTree
     step: StepFn
+    init: Callable[[PyTree, PyTree], PyTree] | None
+    evaluate: Callable[[PyTree, PyTree], Metrics] | None
     program: Any
     convolves: bool
     draws: bool
@@ -210,6 +214,8 @@ def inspect(
     key_impl: str,
 ) -> Form:
     """What the step takes and returns; one of the wrong form is refused."""
+    once: Any = functools.partial(jax.jit, inline=True)
+    step, init, evaluate = once(step), init and once(init), evaluate and once(evaluate)
 
     def prepared(carry: PyTree, lane: PyTree) -> PyTree:
         return fresh(init(carry, lane) if init else carry, (), 1).carry
@@ -231,19 +237,13 @@ def inspect(
                 f"step must keep shapes and dtypes of its carry, got {new.dtype}{list(new.shape)} for "
                 f"{old.dtype}{list(old.shape)} at carry{jax.tree_util.keystr(path)}."
             )
-    from jax.extend.core import jaxpr_as_fun  # 40 ms, for all of Pallas, that `import optax_lr` need not take
-
-    flat_step, form = jaxpr_as_fun(program), jax.tree.structure((carry, metrics))
-
-    def traced(*arguments: PyTree) -> tuple[PyTree, Metrics]:
-        # What does not depend on the arguments comes as Python numbers.
-        return jax.tree.unflatten(form, map(jnp.asarray, flat_step(*jax.tree.leaves(arguments))))
-
     return Form(
         metrics=tuple(sorted(metrics)),
         evals=tuple(sorted(jax.eval_shape(evaluate, carry, eval_batch) if evaluate else ())),
         carry=carry,
-        step=traced,
+        step=step,
+        init=init,
+        evaluate=evaluate,
         program=program,
         convolves=_convolves(program.jaxpr),
         draws=_reads(program.jaxpr, program.jaxpr.invars[-1]),
@@ -251,15 +251,7 @@ def inspect(
     )
 
 
-def programs(
-    form: Form,
-    init: Callable[[PyTree, PyTree], PyTree] | None,
-    evaluate: Callable[[PyTree, PyTree], Metrics] | None,
-    *,
-    num_steps: int,
-    stop_factor: ScalarLike,
-    layout: Layout,
-) -> Programs:
+def programs(form: Form, *, num_steps: int, stop_factor: ScalarLike, layout: Layout) -> Programs:
     """Build the programs of a training step; nothing is compiled before they are called."""
 
     def spread(function: Callable, over_seeds: tuple, over_lanes: tuple) -> Callable:
@@ -267,7 +259,7 @@ def programs(
 
     def start(carry: PyTree, lane: PyTree) -> Run:
         def one_start(carry: PyTree, lane: PyTree) -> Run:
-            return fresh(init(carry, lane) if init else carry, form.metrics, num_steps)
+            return fresh(form.init(carry, lane) if form.init else carry, form.metrics, num_steps)
 
         return spread(one_start, (0, None), (None, 0))(carry, lane)
 
@@ -324,7 +316,7 @@ def programs(
 
     def measure(run: Run, eval_batch: PyTree) -> Metrics:
         def one_measure(run: Run, eval_batch: PyTree) -> Metrics:
-            metrics = evaluate(run.carry, eval_batch) if evaluate else {}
+            metrics = form.evaluate(run.carry, eval_batch) if form.evaluate else {}
             return {
                 name: jnp.where(run.diverged_at < 0, value.astype(jnp.float32), jnp.nan)
                 for name, value in metrics.items()

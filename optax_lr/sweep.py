@@ -311,8 +311,6 @@ class Engine:
         if (which, layout) not in self._made:
             self._made[which, layout] = programs(
                 self._forms[which],
-                self._init,
-                self._evaluate,
                 num_steps=self.num_steps,
                 stop_factor=self._stop_factor,
                 layout=layout,
@@ -346,8 +344,6 @@ class Engine:
         )
         made = programs(
             form,
-            self._init,
-            None,
             num_steps=self.num_steps,
             stop_factor=self._stop_factor,
             layout=Layout(batched=True, per_seed=per_seed),

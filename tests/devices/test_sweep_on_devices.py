@@ -84,7 +84,7 @@ def test_no_message_passes_between_devices():
     start, lanes = {"w": jnp.zeros((2, 16, 8))}, jnp.ones(8)
     form = inspect(step, None, None, {"w": jnp.zeros((16, 8))}, lanes[0], BATCHES[0], None, "threefry2x32")
     layout = Layout(batched=True, mesh=mesh)
-    made = programs(form, None, None, num_steps=8, stop_factor=3.0, layout=layout)
+    made = programs(form, num_steps=8, stop_factor=3.0, layout=layout)
     run_ = made.start(start, lanes)
     assert run_.carry["w"].addressable_shards[0].data.shape == (2, 1, 16, 8)
     feed = (lanes, BATCHES, np.zeros((2, 8), np.int32), np.zeros((2, 2), np.uint32))
