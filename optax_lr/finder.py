@@ -25,6 +25,7 @@ from .searches import (
     full_finals,
     noting_bounds,
     one_cycle,
+    quick_lengths,
     shortened_finals,
     squeezed,
 )
@@ -66,8 +67,9 @@ def lr_find(
 
     1. Neither `horizon` nor `schedule`: runs of `num_steps` at constant rates, two a decade and then ten around
        the best; the answer is `suggest.lowest_loss`.
-    2. *Quick*, with `horizon`: runs of a quarter, half and all of `num_steps`, each under a whole one-cycle
-       schedule, since a peak that is warmed up to and left again may be higher than a constant rate; the answer is
+    2. *Quick*, with `horizon`: runs of a quarter of `num_steps` at two rates a decade, then few, around the best,
+       of twice and of four times `num_steps`, but no longer than `horizon`. Each is under a whole one-cycle
+       schedule, since a peak that is warmed up to and left again may be higher than a constant rate. The answer is
        `suggest.for_horizon`, the drift of the best rate with the length of the run, carried on.
     3. *Scheduled*, with `horizon` and `schedule`: the same, coarsely, under that schedule, squeezed; then
        `finalists` rates around the answer at ratio 3, each for the whole run under its real schedule. More are
@@ -103,8 +105,9 @@ def lr_find(
         `lambda peak: olr.one_cycle_schedule(peak, horizon)`.
       finalists: how many rates a scheduled search tries first for the whole run, at least 1.
       max_full_horizon: the longest run that finalists go through step by step.
-      num_steps: how many steps the longest lanes of the quick search take: 100, or 50 before finalists. Left out,
-        batches that run out are gone through again.
+      num_steps: how many steps lanes at constant rates take, and what the runs of a quick search are reckoned in,
+        which with three seeds takes about 100 times as many in all: 100, or 50 before finalists. There must be as
+        many batches; left out, and in longer runs, batches that run out are gone through again.
       seeds: how many runs each rate has.
       key: where random starts and orders come from; `jax.random.key(0)` by default.
       min_learning_rate, max_learning_rate: the rates to search between.
@@ -163,6 +166,7 @@ def lr_find(
     runs = checks.size("seeds", seeds)
     longest = checks.size("max_full_horizon", max_full_horizon)
     full_steps = 0 if schedule is None or length is None else length if length <= longest else -(-length // 2)
+    lengths = [steps] if length is None else quick_lengths(steps, length)
     problem = pose(
         Loss(loss_fn, eval_fn, with_key, model_state is not None, has_aux),
         params,
@@ -173,7 +177,7 @@ def lr_find(
         eval_batch=eval_batch,
         lane={"learning_rate": low},
         scheduled=schedule is not None,
-        read=max(steps, full_steps),
+        read=max(*lengths, full_steps),
         needed=num_steps,
         seeds=runs,
         key=key,
@@ -189,12 +193,11 @@ def lr_find(
     )
     within = (low / WIDEST, high * WIDEST)
     if length is None:
-        return noting_bounds(constant_lanes(stage(steps, [steps]), low, high, runs), low, high)
+        return noting_bounds(constant_lanes(stage(steps, lengths), low, high, runs), low, high)
     # A schedule of the user's begins where its state has counted to: squeezed, it would begin at step 0.
     by_clock = Timed(squeezed, (schedule, length))
     timed = Timed(one_cycle) if schedule is None or opt_state is not None else by_clock
-    lengths = sorted({-(-steps // 4), -(-steps // 2), steps})
-    quick = by_length(stage(steps, lengths, timed), lengths, length, low, high, runs)
+    quick = by_length(stage(lengths[-1], lengths, timed), lengths, length, low, high, runs)
     if schedule is None:
         return noting_bounds(quick, low, high)
     ratios = FINALIST_RATIO ** (np.arange(finalists) - (finalists - 1) / 2)

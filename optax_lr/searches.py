@@ -17,8 +17,9 @@ from .types import Array, PyTree, ScalarLike, Schedule
 
 COARSE_LANES_PER_DECADE = 2
 FINE_LANES = 10
-# Of lanes around the best of one length.
-LENGTH_RATIO = 2.0
+# The last lanes of a quick search are so many times as long as its `num_steps`: few long ones tell more of a long
+# run than many short ones do, and cost no more.
+LAST_LENGTH = 4
 FINALIST_RATIO = 3.0
 REFINEMENTS = 2
 
@@ -49,19 +50,22 @@ def constant_lanes(stage: Stage, low: float, high: float, seeds: int) -> Suggest
     return dataclasses.replace(suggest.lowest_loss(curve), rules=suggest.classic(curve))
 
 
+def quick_lengths(num_steps: int, horizon: int) -> list[int]:
+    """After how many steps the runs of a quick search end: of many over the bounds, then of few and longer ones."""
+    longest = min(LAST_LENGTH * num_steps, horizon)
+    return sorted({-(-min(num_steps, horizon) // 4), -(-longest // 2), longest})
+
+
 def by_length(
     stage: Stage, lengths: Sequence[int], horizon: int, low: float, high: float, seeds: int
 ) -> Suggestion:
     """Runs of several lengths, each under the whole of its schedule: the shortest search the bounds."""
-    curves: list[LRCurve] = []
-    for steps in lengths:
-        run = functools.partial(_run_squeezed, stage, seeds, "lanes", steps)
-        if curves:
-            best = curves[-1].learning_rates[suggest.best_lane(curves[-1])]
-            begun = run(best * LENGTH_RATIO ** np.arange(-2.0, 2.0))
-        else:
-            begun = _coarse(stage, low, high, run)
-        curves.append(_surrounded(begun, (low / WIDEST, high * WIDEST), run))
+    run = functools.partial(_run_squeezed, stage, seeds, "lanes")
+    curves = [_coarse(stage, low, high, functools.partial(run, lengths[0]))]
+    for steps in lengths[1:]:
+        center = suggest.for_horizon(curves, steps).learning_rate
+        begun = run(steps, center * suggest.BESIDE ** np.arange(-1.0, 2.0))
+        curves.append(_surrounded(begun, (low / WIDEST, high * WIDEST), functools.partial(run, steps)))
     refuse_if_all_diverged(curves[-1], stage.problem, lengths[-1])
     return dataclasses.replace(suggest.for_horizon(curves, horizon), rules=suggest.classic(curves[0]))
 
@@ -81,20 +85,10 @@ def _coarse(stage: Stage, low: float, high: float, run: Callable[[np.ndarray], L
 
 
 def _surrounded(curve: LRCurve, bounds: tuple[float, float], run: Callable[[np.ndarray], LRCurve]) -> LRCurve:
-    """The curve with two lanes on either side of the best, at ratio 2, but above no rate that was lost."""
-    while True:
-        rates, best = curve.learning_rates, suggest.best_lane(curve)
-        lost = rates[~curve.stable & (rates > rates[best])].min(initial=np.inf)
-        around = rates[best] * LENGTH_RATIO ** np.array([-2, -1, 1, 2])
-        missing = [
-            rate
-            for rate in around
-            if bounds[0] <= rate <= min(bounds[1], lost)
-            and np.abs(np.log(rates / rate)).min() > np.log(LENGTH_RATIO) / 3
-        ]
-        if not missing:
-            return curve
-        curve = curve.merge(run(np.array(missing)))
+    """The curve with lanes on either side of the best, within bounds, up to such as can be told from it."""
+    while wanted := [rate for rate in suggest.rates_beside(curve) if bounds[0] <= rate <= bounds[1]]:
+        curve = curve.merge(run(np.array(wanted)))
+    return curve
 
 
 def shortened_finals(

@@ -22,9 +22,12 @@ from .results import LRCurve, Suggestion
 TOLERANCE = 0.01
 # How the log of the best rate may move with the log of the length of a run.
 SLOPES = (-1.0, 0.0)
-# Lanes within this factor of the best shape its parabola; of runs of one length, whose rates are farther apart, the
-# second.
-AROUND, AROUND_LENGTH = 2.0, 4.0
+# Lanes within this factor of the best shape its parabola.
+AROUND = 2.0
+# A lane whose loss is above the lowest by this share of it weighs e times less in the center of a curve.
+SOFTNESS = 0.2
+# The ratio of the lanes that surround the best of one length, and how many there are at most on either side.
+BESIDE, MOST_BESIDE = 2.0, 2
 # Full runs at rates closer than this differ by their noise.
 CLOSE = 1.4
 # What a lost run counts, in losses of the best.
@@ -54,16 +57,11 @@ def lowest_loss(curve: LRCurve) -> Suggestion:
     best, rate = _bottom(curve.learning_rates, losses)
     rate = _away_from_lost(curve.learning_rates, losses, best) or rate
     low, high = _interval(curve.learning_rates, losses, best)
-    seeds, kind = len(losses), "training" if curve.eval_losses is None else "validation"
-    reason = (
-        f"The {kind} loss is lowest at this rate after {curve.losses.shape[-1]} steps "
-        f"({losses[:, best].mean():.4g}, the mean of {seeds} seed{'s' if seeds > 1 else ''})."
-    )
     return Suggestion(
         learning_rate=rate,
         low=min(low, rate),
         high=max(high, rate),
-        reason=reason,
+        reason=f"{_lowest_at(curve, 'at this rate')}.",
         curve=curve,
         at_edge=best in (0, len(curve.learning_rates) - 1),
         lane_steps=curve.lane_steps,
@@ -73,58 +71,89 @@ def lowest_loss(curve: LRCurve) -> Suggestion:
 def for_horizon(curve: LRCurve | Sequence[LRCurve], horizon: int) -> Suggestion:
     """The rate for a run of `horizon` steps: the best rate's drift with the length of runs, carried on.
 
-    log rate(horizon) = log rate(n) + slope * log(horizon / n), where n is the longest run, rate(n) the vertex of
-    a parabola in log-log by least squares through the lanes within a factor of 4 of the best, and `slope` that
-    of these vertices against the log of the length, by least squares, kept in [-1, 0]: where models overfit, the
-    best rate falls as 1 / steps, since the product of both is what counts; where stability limits it, it stays.
+    log rate(horizon) = log rate(n) + slope * log(horizon / n), where n is the longest run and `slope` what the rate
+    moved since the run before it, kept in [-1, 0]: where models overfit, the best rate falls as 1 / steps, since
+    the product of both is what counts; where stability limits it, it stays. Shorter runs have no say: what limits
+    the rate of a model that has barely begun to learn tells little of one that has.
+
+    rate(n) is the mean of the log of the rates, each weighed by the width of its lane and by
+    exp(-(loss - lowest) / (0.2 |lowest|)). Where the curve is flat it is the middle of what is flat, which noise
+    moves less than the lowest point.
 
     Args:
-      curve: runs of several lengths, each under the whole of its schedule, at least two; or one curve of lanes at
-        constant rates with losses at several steps. Of the latter half the slope is taken: a constant rate must
-        be smaller than the peak of a schedule, and the two errors about cancel.
+      curve: runs of several lengths, each under the whole of its schedule (of runs of one length nothing is
+        seen of the slope, and -0.5 is taken); or one curve of lanes at constant rates with losses at several
+        steps. Of the latter half the slope is taken: a constant rate must be smaller than the peak of a schedule,
+        and the two errors about cancel.
       horizon: the steps of the run to come.
 
     The interval is that of the longest runs with half of the range of slopes added on both sides.
 
     Raises:
-      ValueError: there are losses at fewer than two lengths, or every rate diverged.
+      ValueError: a curve at constant rates has losses at one step only, or every rate diverged.
     """
     curves = [curve] if isinstance(curve, LRCurve) else sorted(curve, key=lambda each: each.losses.shape[-1])
+    constant = curves[0] is curve
     history = [
-        (step, each.learning_rates, losses)
+        (step, _center(each.learning_rates, losses))
         for each in curves
-        for step, losses in (_history(each) if len(curves) == 1 else _history(each)[-1:])
+        for step, losses in (_history(each) if constant else _history(each)[-1:])
     ]
-    if len(history) < 2:
-        raise ValueError(f"for_horizon needs losses at two or more steps of the curve, got {len(history)}.")
-    here, steps = lowest_loss(curves[-1]), [step for step, *_ in history]
-    bests = [np.log(_bottom(rates, losses, AROUND_LENGTH)[1]) for _, rates, losses in history]
-    measured = float(np.polyfit(np.log(steps), bests, 1)[0])
-    slope = float(np.clip(measured, *SLOPES)) / (2 if len(curves) == 1 else 1)
-    ahead = np.log(horizon / steps[-1])
+    here, (last, center) = lowest_loss(curves[-1]), history[-1]
+    shorter = [point for point in history if point[0] < last]
+    if constant and not shorter:
+        raise ValueError("for_horizon needs losses at two or more steps of the curve, got 1.")
+    if shorter:
+        before, earlier = shorter[-1]
+        slope = np.log(center / earlier) / np.log(last / before)
+        moved = f"from {before} to {last} steps the best rate moved as steps^{slope:.2f}"
+    else:
+        slope = np.mean(SLOPES)
+        moved = f"the best rate is taken to move as steps^{slope:.2f}"
+    slope = np.clip(slope, *SLOPES) / (2 if constant else 1)
     floor, ceiling = -np.inf, np.inf
-    if len(curves) == 1:
+    if constant:
         floor, ceiling = curves[0].learning_rates[0], curves[0].learning_rates[curves[0].stable].max()
 
-    def carried(log_rate: float, change: float) -> float:
-        return float(np.clip(np.exp(log_rate + np.clip(change, *SLOPES) * ahead), floor, ceiling))
+    def carried(rate: float, change: float) -> float:
+        return float(np.clip(rate * (horizon / last) ** np.clip(change, *SLOPES), floor, ceiling))
 
-    rate = carried(bests[-1], slope)
-    low, high = (carried(np.log(end), slope + sign * 0.5) for end, sign in ((here.low, -1), (here.high, 1)))
-    reason = (
-        f"{here.reason[:-1]}; from {steps[0]} to {steps[-1]} steps the best rate moved as steps^{measured:.2f}, "
-        f"which, carried on to {horizon} steps, makes {rate:.3g} of it."
-    )
-    lane_steps = sum(each.lane_steps for each in curves)
+    rate = carried(center, slope)
+    low, high = (carried(end, slope + sign * 0.5) for end, sign in ((here.low, -1), (here.high, 1)))
     return dataclasses.replace(
         here,
         learning_rate=rate,
         low=min(low, rate),
         high=max(high, rate),
-        reason=reason,
+        reason=f"{_lowest_at(curves[-1], f'around {center:.3g}')}; {moved}, which, carried on to {horizon} steps, "
+        f"makes {rate:.3g} of it.",
         shorter=tuple(curves[:-1]),
-        lane_steps=lane_steps,
+        lane_steps=sum(each.lane_steps for each in curves),
     )
+
+
+def rates_beside(curve: LRCurve) -> list[float]:
+    """Which lanes lack to surround the best: at ratio 2, on either side up to one that can be told from it.
+
+    At least one and at most two on a side, but none beyond one that was lost.
+    """
+    rates = curve.learning_rates
+    if _none_usable(curve):
+        return [float(rates[0] / BESIDE)]
+    losses, best = final_losses(curve), best_lane(curve)
+    above, most = _above(losses, best)
+    lacking = []
+    for ratio in (1 / BESIDE, BESIDE):
+        for count in range(1, MOST_BESIDE + 1):
+            wanted = rates[best] * ratio**count
+            lane = int(np.abs(np.log(rates / wanted)).argmin())
+            between = above[(rates - rates[best]) * (rates - wanted) < 0]
+            if np.abs(np.log(rates[lane] / wanted)) > np.log(BESIDE) / 3:
+                lacking += [] if np.isinf(between).any() else [float(wanted)]
+                break
+            if above[lane] > most:
+                break
+    return lacking
 
 
 def next_rate(curve: LRCurve) -> float | None:
@@ -271,9 +300,7 @@ def classic(curve: LRCurve) -> dict[str, float]:
 
 def best_lane(curve: LRCurve) -> int:
     """The lane of the lowest mean loss; 0 where every rate diverged, since a lower one may not."""
-    if not _usable(curve, curve.losses[..., 0]).any():
-        return 0
-    return _bottom(curve.learning_rates, final_losses(curve))[0]
+    return 0 if _none_usable(curve) else _bottom(curve.learning_rates, final_losses(curve))[0]
 
 
 def final_losses(curve: LRCurve) -> np.ndarray:
@@ -300,6 +327,14 @@ def _history(curve: LRCurve) -> list[tuple[int, np.ndarray]]:
     return [(step, np.where(usable, losses.astype(np.float64), np.nan)) for step, losses in points]
 
 
+def _lowest_at(curve: LRCurve, where: str) -> str:
+    seeds, kind = len(curve.losses), "training" if curve.eval_losses is None else "validation"
+    return (
+        f"The {kind} loss is lowest {where} after {curve.losses.shape[-1]} steps "
+        f"({np.nanmin(final_losses(curve).mean(axis=0)):.4g}, the mean of {seeds} seed{'s' if seeds > 1 else ''})"
+    )
+
+
 def _refuse_more_axes(curve: LRCurve) -> None:
     if len(curve.axes) > 1:
         name = curve.axes[1]
@@ -314,15 +349,19 @@ def _refuse_more_axes(curve: LRCurve) -> None:
         )
 
 
+def _none_usable(curve: LRCurve) -> bool:
+    return not _usable(curve, curve.losses[..., 0]).any()
+
+
 def _usable(curve: LRCurve, losses: np.ndarray) -> np.ndarray:
     return curve.stable & np.isfinite(losses).all(axis=0)
 
 
-def _bottom(rates: np.ndarray, losses: np.ndarray, around: float = AROUND) -> tuple[int, float]:
+def _bottom(rates: np.ndarray, losses: np.ndarray) -> tuple[int, float]:
     """The lane of the lowest mean loss, and the vertex of the parabola through the lanes around it."""
     means = losses.mean(axis=0)
     best = int(np.nanargmin(means))
-    near = np.abs(np.log(rates / rates[best])) <= np.log(around) + 1e-6
+    near = np.abs(np.log(rates / rates[best])) <= np.log(AROUND) + 1e-6
     near[max(0, best - 1) : best + 2] = True
     near &= np.isfinite(means)
     change = _vertex(np.log(rates[near] / rates[best]), means[near]) if near.sum() > 2 else 0.0
@@ -345,11 +384,18 @@ def _vertex(x: np.ndarray, y: np.ndarray) -> float:
     return float(np.clip(-line / (2 * square), x[0], x[-1])) if square > 0 else 0.0
 
 
-def _interval(rates: np.ndarray, losses: np.ndarray, best: int) -> tuple[float, float]:
-    """The rates that cannot be told from the best: up to where a line in log rate crosses what can.
+def _center(rates: np.ndarray, losses: np.ndarray) -> float:
+    """The middle of the rates whose loss is near the lowest; see `for_horizon`."""
+    means, x = losses.mean(axis=0), np.log(rates)
+    if len(x) == 1:
+        return float(rates[0])
+    lowest = np.nanmin(means)
+    above = np.nan_to_num(means - lowest, nan=np.inf) / max(abs(lowest), np.finfo(float).tiny)
+    return float(np.exp(np.average(x, weights=np.gradient(x) * np.exp(-above / SOFTNESS))))
 
-    The line goes to the nearest lane on each side that can be told apart; to a lost one, it is cut in half.
-    """
+
+def _above(losses: np.ndarray, best: int) -> tuple[np.ndarray, float]:
+    """How far the mean losses are above the best, infinite where lost; and how far tells a rate from the best."""
     from scipy.special import stdtrit  # a third of a second that `import optax_lr` need not take
 
     means = losses.mean(axis=0)
@@ -358,7 +404,15 @@ def _interval(rates: np.ndarray, losses: np.ndarray, best: int) -> tuple[float, 
     rest = near - near.mean(axis=0) - near.mean(axis=1, keepdims=True) + near.mean()
     freedom = (near.shape[0] - 1) * (near.shape[1] - 1)
     noise = stdtrit(freedom, 0.95) * np.sqrt((rest**2).sum() / freedom * 2 / len(losses)) if freedom else 0.0
-    above, most = np.nan_to_num(means - means[best], nan=np.inf), max(noise, TOLERANCE * scale)
+    return np.nan_to_num(means - means[best], nan=np.inf), max(noise, TOLERANCE * scale)
+
+
+def _interval(rates: np.ndarray, losses: np.ndarray, best: int) -> tuple[float, float]:
+    """The rates that cannot be told from the best: up to where a line in log rate crosses what can.
+
+    The line goes to the nearest lane on each side that can be told apart; to a lost one, it is cut in half.
+    """
+    above, most = _above(losses, best)
     worse = np.flatnonzero(above > most)
 
     def crossing(alike: int, other: int) -> float:

@@ -366,4 +366,4 @@ def test_a_search_that_is_called_again_goes_on_from_its_checkpoint(tmp_path):
         np.testing.assert_array_equal(found.finalists.losses, plain.finalists.losses)
         assert found.learning_rate == plain.learning_rate
     names = {path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir()}
-    assert names == {"lanes-of-3-steps", "lanes-of-5-steps", "lanes-of-10-steps", "finalists"}
+    assert names == {"lanes-of-3-steps", "lanes-of-20-steps", "lanes-of-40-steps", "finalists"}

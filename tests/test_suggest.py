@@ -160,6 +160,65 @@ def test_the_drift_of_runs_under_their_own_schedules_is_carried_on_whole_within_
         assert found.lane_steps == 15 * 175
 
 
+def runs_of(steps, losses, rates):
+    """Runs of a length with these last losses, [seeds, rates]; infinite where a run was lost."""
+    losses = np.asarray(losses, np.float32)
+    lost = np.where(np.isfinite(losses), -1, 0).astype(np.int32)
+    return LRCurve(rates, losses[..., None].repeat(steps, -1), None, np.array([], np.int32), lost)
+
+
+def test_the_drift_is_that_of_the_last_two_lengths():
+    rates = 2.0 ** np.arange(-12, 3)
+    bests = {25: 0.01, 100: 0.08, 200: 0.04, 400: 0.02}
+    curves = [
+        runs_of(steps, np.exp(0.1 * np.log(rates / best) ** 2)[None], rates) for steps, best in bests.items()
+    ]
+    found = suggest.for_horizon(curves, 1600)
+    assert np.isclose(found.learning_rate, 0.02 / 4, rtol=2e-2) and "from 200 to 400 steps" in found.reason
+    # Runs of one length say nothing of it: the middle of what is possible.
+    alone = suggest.for_horizon(curves[-1:], 1600)
+    assert np.isclose(alone.learning_rate, 0.02 / 2, rtol=2e-2) and "is taken to move" in alone.reason
+    assert alone.low < alone.learning_rate / 2 and alone.high > alone.learning_rate * 2
+
+
+def test_the_rate_of_a_flat_curve_is_the_middle_of_what_is_flat():
+    rates = 2.0 ** np.arange(-6, 1)
+    flat = np.array([[3.0, 1.0, 1.01, 0.99, 1.0, np.inf, np.inf]])
+    found = suggest.for_horizon([runs_of(50, flat, rates), runs_of(100, flat, rates)], 100)
+    assert np.isclose(found.learning_rate, 2.0**-3.5, rtol=0.05)
+    # The same at any scale and sign: what counts is the excess, as a share of the lowest.
+    for other in (flat * 1e-30, np.where(flat < 2, flat - 2, 3.0)):
+        again = suggest.for_horizon([runs_of(50, other, rates), runs_of(100, other, rates)], 100)
+        assert np.isclose(again.learning_rate, found.learning_rate, rtol=0.05)
+
+
+@pytest.mark.parametrize(
+    ("losses", "wanted"),
+    [
+        ([[5, 1, 5]], []),
+        ([[1.001, 1, 5]], [0.25]),
+        ([[5, 1, 1.001]], [4.0]),
+        ([[1.001, 1, 1.002]], [0.25, 4.0]),
+        ([[5, 2, 1]], [4.0]),
+        ([[5, 4, 1]], [4.0]),
+        ([[5, 1, np.inf]], []),
+        ([[1, 5, np.inf]], [0.25]),
+        ([[np.inf, np.inf, np.inf]], [0.25]),
+        # The noise of the seeds: the lower rate cannot be told from the best, the higher one can.
+        ([[1.0, 1.3, 9.0], [1.3, 1.0, 9.1], [1.1, 1.1, 8.9]], [0.25]),
+    ],
+)
+def test_the_best_is_surrounded_up_to_what_can_be_told_from_it(losses, wanted):
+    assert suggest.rates_beside(runs_of(4, losses, np.array([0.5, 1.0, 2.0]))) == wanted
+
+
+def test_nothing_is_tried_beyond_a_rate_that_was_lost():
+    lost = runs_of(4, [[5, 1, np.inf]], np.array([0.5, 1.0, 1.2]))
+    assert suggest.rates_beside(lost) == []
+    two_on_a_side = runs_of(4, [[1.001, 1.001, 1, 1.001, 1.001]], 2.0 ** np.arange(-2, 3))
+    assert suggest.rates_beside(two_on_a_side) == []
+
+
 def test_slide_equals_the_loop_of_fastai():
     draw = np.random.default_rng(3)
     rates = np.geomspace(1e-7, 10, 85)
