@@ -81,8 +81,8 @@ def for_horizon(curve: LRCurve | Sequence[LRCurve], horizon: int) -> Suggestion:
     moves less than the lowest point.
 
     Args:
-      curve: runs of several lengths, each under the whole of its schedule (of runs of one length nothing is
-        seen of the slope, and -0.5 is taken); or one curve of lanes at constant rates with losses at several
+      curve: runs of several lengths, each under the whole of its schedule (of runs of one length
+        `lowest_loss` is taken, and a slope of -0.5); or one curve of lanes at constant rates with losses at several
         steps. Of the latter half the slope is taken: a constant rate must be smaller than the peak of a schedule,
         and the two errors about cancel.
       horizon: the steps of the run to come.
@@ -108,7 +108,8 @@ def for_horizon(curve: LRCurve | Sequence[LRCurve], horizon: int) -> Suggestion:
         slope = np.log(center / earlier) / np.log(last / before)
         moved = f"from {before} to {last} steps the best rate moved as steps^{slope:.2f}"
     else:
-        slope = np.mean(SLOPES)
+        # Short runs over many rates are flat far from the best.
+        center, slope = here.learning_rate, np.mean(SLOPES)
         moved = f"the best rate is taken to move as steps^{slope:.2f}"
     slope = np.clip(slope, *SLOPES) / (2 if constant else 1)
     floor, ceiling = -np.inf, np.inf

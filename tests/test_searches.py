@@ -81,11 +81,11 @@ def test_an_optimizer_that_takes_only_numbers_can_be_searched_for_a_horizon():
 
 def test_a_horizon_too_long_for_full_runs_is_squeezed_and_says_so():
     schedule = lambda peak: olr.one_cycle_schedule(peak, 100)  # noqa: E731
-    found = find(horizon=100, schedule=schedule, max_full_horizon=99, num_steps=8)
+    found = find(horizon=100, schedule=schedule, max_full_horizon=99, num_steps=16)
     assert found.finalists.losses.shape[-1] == 50 and found.params is None
     assert "in fewer steps" in found.reason and "carried on to 100 steps" in found.reason
     assert found.low <= found.learning_rate <= found.high
-    full = find(horizon=100, schedule=schedule, num_steps=8)
+    full = find(horizon=100, schedule=schedule, num_steps=16)
     assert full.finalists.losses.shape[-1] == 100 and full.params is not None
     assert 1 / 4 < found.learning_rate / full.learning_rate < 4
 
