@@ -96,8 +96,8 @@ def lr_find(
       optimizer: `learning_rate -> optax.GradientTransformation`, such as `optax.adam`; it is called with a
         traced number, or with a schedule where `schedule` is given.
       batches: an array, tuple or mapping of arrays with leading axis [steps], or a list or other iterable of
-        batches, endless or not, of which up to `num_steps` (`horizon`) are read once. Seed 0 takes them in
-        order, the others permuted.
+        batches, endless or not, of which as many as the longest run has steps are read once. Seed 0 takes them
+        in order, the others permuted.
       eval_batch: validation data; with it rates are judged by validation loss, which is `loss_fn`'s unless
         there is an `eval_fn`. A key is then the same at every evaluation, and a new model state is dropped.
       horizon: how many steps the coming run has.

@@ -17,8 +17,8 @@ from .types import Array, PyTree, ScalarLike, Schedule
 
 COARSE_LANES_PER_DECADE = 2
 FINE_LANES = 10
-# The last lanes of a quick search are so many times as long as its `num_steps`: few long ones tell more of a long
-# run than many short ones do, and cost no more.
+# The last lanes of a quick search are so many times as long as its `num_steps`: a few such tell more of a long run
+# than many short ones.
 LAST_LENGTH = 4
 FINALIST_RATIO = 3.0
 REFINEMENTS = 2
@@ -66,7 +66,7 @@ def by_length(
         center = suggest.for_horizon(curves, steps).learning_rate
         begun = run(steps, center * suggest.BESIDE ** np.arange(-1.0, 2.0))
         curves.append(_surrounded(begun, (low / WIDEST, high * WIDEST), functools.partial(run, steps)))
-    refuse_if_all_diverged(curves[-1], stage.problem, lengths[-1])
+        refuse_if_all_diverged(curves[-1], stage.problem, steps)
     return dataclasses.replace(suggest.for_horizon(curves, horizon), rules=suggest.classic(curves[0]))
 
 

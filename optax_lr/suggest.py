@@ -22,6 +22,8 @@ from .results import LRCurve, Suggestion
 TOLERANCE = 0.01
 # How the log of the best rate may move with the log of the length of a run.
 SLOPES = (-1.0, 0.0)
+# By how much the slope that was seen may differ from the one to come.
+UNSURE = 0.25
 # Lanes within this factor of the best shape its parabola.
 AROUND = 2.0
 # A lane whose loss is above the lowest by this share of it weighs e times less in the center of a curve.
@@ -87,7 +89,7 @@ def for_horizon(curve: LRCurve | Sequence[LRCurve], horizon: int) -> Suggestion:
         and the two errors about cancel.
       horizon: the steps of the run to come.
 
-    The interval is that of the longest runs with half of the range of slopes added on both sides.
+    The interval is that of the longest runs with a quarter of the range of slopes added on both sides.
 
     Raises:
       ValueError: a curve at constant rates has losses at one step only, or every rate diverged.
@@ -120,7 +122,7 @@ def for_horizon(curve: LRCurve | Sequence[LRCurve], horizon: int) -> Suggestion:
         return float(np.clip(rate * (horizon / last) ** np.clip(change, *SLOPES), floor, ceiling))
 
     rate = carried(center, slope)
-    low, high = (carried(end, slope + sign * 0.5) for end, sign in ((here.low, -1), (here.high, 1)))
+    low, high = (carried(end, slope + sign * UNSURE) for end, sign in ((here.low, -1), (here.high, 1)))
     return dataclasses.replace(
         here,
         learning_rate=rate,

@@ -128,3 +128,12 @@ def test_a_shorter_run_of_an_engine_is_the_beginning_of_a_longer_one():
     np.testing.assert_array_equal(short.metrics["loss"], whole.metrics["loss"][..., :6])
     np.testing.assert_array_equal(short.evals["x"], whole.evals["x"][..., :2])
     np.testing.assert_array_equal(short.carries, whole.evals["x"][..., 1])
+
+
+def test_a_batch_that_only_longer_runs_reach_is_named_where_it_ends_them_all():
+    broken = INPUTS.copy()
+    broken[8] = np.nan
+    with pytest.raises(RuntimeError, match=r"Every lane diverged.*the loss of batch 8 is nan"):
+        olr.lr_find(
+            loss_fn, jnp.zeros(3), optax.adam, (broken, TARGETS), horizon=500, num_steps=5, seeds=1, **DATA
+        )

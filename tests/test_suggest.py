@@ -178,7 +178,7 @@ def test_the_drift_is_that_of_the_last_two_lengths():
     # Runs of one length say nothing of it: the middle of what is possible.
     alone = suggest.for_horizon(curves[-1:], 1600)
     assert np.isclose(alone.learning_rate, 0.02 / 2, rtol=2e-2) and "is taken to move" in alone.reason
-    assert alone.low < alone.learning_rate / 2 and alone.high > alone.learning_rate * 2
+    assert alone.low < alone.learning_rate / 4**0.25 and alone.high > alone.learning_rate * 4**0.25
 
 
 def test_the_rate_of_a_flat_curve_is_the_middle_of_what_is_flat():
