@@ -144,7 +144,7 @@ def rates_beside(curve: LRCurve) -> list[float]:
     if _none_usable(curve):
         return [float(rates[0] / BESIDE)]
     losses, best = final_losses(curve), best_lane(curve)
-    above, most = _above(losses, best)
+    above, most = _excess(losses), _alike(losses)
     lacking = []
     for ratio in (1 / BESIDE, BESIDE):
         for count in range(1, MOST_BESIDE + 1):
@@ -389,25 +389,33 @@ def _vertex(x: np.ndarray, y: np.ndarray) -> float:
 
 def _center(rates: np.ndarray, losses: np.ndarray) -> float:
     """The middle of the rates whose loss is near the lowest; see `for_horizon`."""
-    means, x = losses.mean(axis=0), np.log(rates)
-    if len(x) == 1:
+    if len(rates) == 1:
         return float(rates[0])
-    lowest = np.nanmin(means)
-    above = np.nan_to_num(means - lowest, nan=np.inf) / max(abs(lowest), np.finfo(float).tiny)
-    return float(np.exp(np.average(x, weights=np.gradient(x) * np.exp(-above / SOFTNESS))))
+    x, scale = np.log(rates), max(_lowest(losses), np.finfo(float).tiny)
+    return float(np.exp(np.average(x, weights=np.gradient(x) * np.exp(-_excess(losses) / scale / SOFTNESS))))
 
 
-def _above(losses: np.ndarray, best: int) -> tuple[np.ndarray, float]:
-    """How far the mean losses are above the best, infinite where lost; and how far tells a rate from the best."""
+def _lowest(losses: np.ndarray) -> float:
+    """The size of the lowest mean loss, of which others are a share above it."""
+    return float(abs(np.nanmin(losses.mean(axis=0))))
+
+
+def _excess(losses: np.ndarray) -> np.ndarray:
+    """How far each rate's mean loss is above the lowest; infinite where it was lost."""
+    means = losses.mean(axis=0)
+    return np.nan_to_num(means - np.nanmin(means), nan=np.inf)
+
+
+def _alike(losses: np.ndarray) -> float:
+    """Up to which excess a rate cannot be told from the best."""
     from scipy.special import stdtrit  # a third of a second that `import optax_lr` need not take
 
-    means = losses.mean(axis=0)
-    scale = abs(means[best])
-    near = losses[:, means <= means[best] + scale]
+    scale = _lowest(losses)
+    near = losses[:, _excess(losses) <= scale]
     rest = near - near.mean(axis=0) - near.mean(axis=1, keepdims=True) + near.mean()
     freedom = (near.shape[0] - 1) * (near.shape[1] - 1)
     noise = stdtrit(freedom, 0.95) * np.sqrt((rest**2).sum() / freedom * 2 / len(losses)) if freedom else 0.0
-    return np.nan_to_num(means - means[best], nan=np.inf), max(noise, TOLERANCE * scale)
+    return float(max(noise, TOLERANCE * scale))
 
 
 def _interval(rates: np.ndarray, losses: np.ndarray, best: int) -> tuple[float, float]:
@@ -415,7 +423,7 @@ def _interval(rates: np.ndarray, losses: np.ndarray, best: int) -> tuple[float, 
 
     The line goes to the nearest lane on each side that can be told apart; to a lost one, it is cut in half.
     """
-    above, most = _above(losses, best)
+    above, most = _excess(losses), _alike(losses)
     worse = np.flatnonzero(above > most)
 
     def crossing(alike: int, other: int) -> float:

@@ -11,12 +11,12 @@ from optax_lr import LRCurve, suggest
 RATES = np.geomspace(1e-4, 1, 17)
 
 
-def curve_of(losses, *, diverged=(), evals=None, eval_steps=()):
-    """A curve with the given final training loss [lanes] or [seeds, lanes]."""
+def curve_of(losses, *, rates=RATES, steps=1, diverged=(), evals=None, eval_steps=()):
+    """A curve with the given training loss at all steps, [lanes] or [seeds, lanes]; lost where it is not finite."""
     table = np.atleast_2d(losses).astype(np.float32)
-    stops = np.full(table.shape, -1, np.int32)
+    stops = np.where(np.isfinite(table), -1, 0).astype(np.int32)
     stops[:, list(diverged)] = 0
-    return LRCurve(RATES, table[..., None], evals, np.array(eval_steps, np.int32), stops)
+    return LRCurve(rates, table[..., None].repeat(steps, -1), evals, np.array(eval_steps, np.int32), stops)
 
 
 def bowl(best):
@@ -138,16 +138,8 @@ def test_the_drift_of_runs_under_their_own_schedules_is_carried_on_whole_within_
 
     def curves(slope):
         return [
-            dataclasses.replace(
-                LRCurve(
-                    rates,
-                    np.exp(0.1 * np.log(rates / (0.2 * (steps / 100) ** slope)) ** 2)
-                    .astype(np.float32)[None, :, None]
-                    .repeat(steps, -1),
-                    None,
-                    np.array([], np.int32),
-                    np.full((1, 15), -1, np.int32),
-                )
+            curve_of(
+                np.exp(0.1 * np.log(rates / (0.2 * (steps / 100) ** slope)) ** 2), rates=rates, steps=steps
             )
             for steps in (100, 25, 50)
         ]
@@ -160,18 +152,12 @@ def test_the_drift_of_runs_under_their_own_schedules_is_carried_on_whole_within_
         assert found.lane_steps == 15 * 175
 
 
-def runs_of(steps, losses, rates):
-    """Runs of a length with these last losses, [seeds, rates]; infinite where a run was lost."""
-    losses = np.asarray(losses, np.float32)
-    lost = np.where(np.isfinite(losses), -1, 0).astype(np.int32)
-    return LRCurve(rates, losses[..., None].repeat(steps, -1), None, np.array([], np.int32), lost)
-
-
 def test_the_drift_is_that_of_the_last_two_lengths():
     rates = 2.0 ** np.arange(-12, 3)
     bests = {25: 0.01, 100: 0.08, 200: 0.04, 400: 0.02}
     curves = [
-        runs_of(steps, np.exp(0.1 * np.log(rates / best) ** 2)[None], rates) for steps, best in bests.items()
+        curve_of(np.exp(0.1 * np.log(rates / best) ** 2), rates=rates, steps=steps)
+        for steps, best in bests.items()
     ]
     found = suggest.for_horizon(curves, 1600)
     assert np.isclose(found.learning_rate, 0.02 / 4, rtol=2e-2) and "from 200 to 400 steps" in found.reason
@@ -183,13 +169,16 @@ def test_the_drift_is_that_of_the_last_two_lengths():
 
 def test_the_rate_of_a_flat_curve_is_the_middle_of_what_is_flat():
     rates = 2.0 ** np.arange(-6, 1)
-    flat = np.array([[3.0, 1.0, 1.01, 0.99, 1.0, np.inf, np.inf]])
-    found = suggest.for_horizon([runs_of(50, flat, rates), runs_of(100, flat, rates)], 100)
+    flat = np.array([3.0, 1.0, 1.01, 0.99, 1.0, np.inf, np.inf])
+
+    def at_both_lengths(losses):
+        return suggest.for_horizon([curve_of(losses, rates=rates, steps=steps) for steps in (50, 100)], 100)
+
+    found = at_both_lengths(flat)
     assert np.isclose(found.learning_rate, 2.0**-3.5, rtol=0.05)
     # The same at any scale and sign: what counts is the excess, as a share of the lowest.
     for other in (flat * 1e-30, np.where(flat < 2, flat - 2, 3.0)):
-        again = suggest.for_horizon([runs_of(50, other, rates), runs_of(100, other, rates)], 100)
-        assert np.isclose(again.learning_rate, found.learning_rate, rtol=0.05)
+        assert np.isclose(at_both_lengths(other).learning_rate, found.learning_rate, rtol=0.05)
 
 
 @pytest.mark.parametrize(
@@ -209,13 +198,13 @@ def test_the_rate_of_a_flat_curve_is_the_middle_of_what_is_flat():
     ],
 )
 def test_the_best_is_surrounded_up_to_what_can_be_told_from_it(losses, wanted):
-    assert suggest.rates_beside(runs_of(4, losses, np.array([0.5, 1.0, 2.0]))) == wanted
+    assert suggest.rates_beside(curve_of(losses, rates=np.array([0.5, 1.0, 2.0]))) == wanted
 
 
 def test_nothing_is_tried_beyond_a_rate_that_was_lost():
-    lost = runs_of(4, [[5, 1, np.inf]], np.array([0.5, 1.0, 1.2]))
+    lost = curve_of([5, 1, np.inf], rates=np.array([0.5, 1.0, 1.2]))
     assert suggest.rates_beside(lost) == []
-    two_on_a_side = runs_of(4, [[1.001, 1.001, 1, 1.001, 1.001]], 2.0 ** np.arange(-2, 3))
+    two_on_a_side = curve_of([1.001, 1.001, 1, 1.001, 1.001], rates=2.0 ** np.arange(-2, 3))
     assert suggest.rates_beside(two_on_a_side) == []
 
 
