@@ -30,6 +30,18 @@ def lives(log):
     return [tuple(map(int, line.split())) for line in log.read_text().splitlines()] if log.exists() else []
 
 
+def calls(log):
+    """How many calls of steps all lives of a sweep have ended."""
+    path = pathlib.Path(f"{log}.calls")
+    return path.stat().st_size if path.exists() else 0
+
+
+def wait_for(process, condition):
+    """Wait until the condition holds or the process has ended."""
+    while process.poll() is None and not condition():
+        time.sleep(0.002)
+
+
 def left_behind(directory):
     """What a killed sweep leaves: steps in its newest whole checkpoint, and steps it had executed."""
     numbers = [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
@@ -46,32 +58,36 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path, lanes_at_once):
     calm = start("none", tmp_path / "calm.log", tmp_path / "calm.npz", lanes_at_once)
     assert calm.wait() == 0, (tmp_path / "calm.log.err").read_text()
     expected = np.load(tmp_path / "calm.npz")
+    # A moment is so many calls and a few milliseconds after the start: seconds alone would mean, on a slow machine,
+    # that every kill comes before the first checkpoint.
+    all_calls = calls(tmp_path / "calm.log")
     draw, kills, finished, resumed = random.Random(lanes_at_once), 0, 0, 0
     while kills < KILLS:
         directory, log = tmp_path / f"sweep{finished}", tmp_path / f"log{finished}"
         result = tmp_path / f"result{finished}.npz"
         while not result.exists():
             saved, executed = left_behind(directory) if directory.exists() else (0, 0)
-            life = len(lives(log))
+            life, before = len(lives(log)), calls(log)
             process = start(directory, log, result, lanes_at_once)
-            while process.poll() is None and len(lives(log)) == life:
-                time.sleep(0.005)
+            wait_for(process, lambda life=life, log=log: len(lives(log)) > life)
             assert len(lives(log)) > life, pathlib.Path(f"{log}.err").read_text()
             assert lives(log)[-1] == (saved, max(0, executed - saved))
             resumed += saved > 0
-            try:
-                process.wait(timeout=draw.uniform(0.0, 1.5) if kills < KILLS else None)
-                assert process.returncode == 0, pathlib.Path(f"{log}.err").read_text()
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
+            if kills < KILLS:
+                last = before + draw.randrange(all_calls)
+                wait_for(process, lambda last=last, log=log: calls(log) >= last)
+                time.sleep(draw.uniform(0.0, 0.1))
+                process.kill()
+            if process.wait() == -signal.SIGKILL:
                 kills += 1
+            else:
+                assert process.returncode == 0, pathlib.Path(f"{log}.err").read_text()
         found = np.load(result)
         for name in ("loss", "speed", "evals", "x", "v"):
             np.testing.assert_array_equal(found[name], expected[name], err_msg=f"{name}, after {kills} kills")
         assert left_behind(directory)[0] == RUNS * STEPS
         finished += 1
-    assert resumed >= 3
+    assert resumed >= KILLS // 4
 
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"
