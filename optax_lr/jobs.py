@@ -7,6 +7,7 @@ lane is over sooner than its call is made, a thread takes several and makes one 
 
 import itertools
 import math
+import random
 import threading
 import time
 from collections import deque
@@ -71,7 +72,7 @@ class Work(NamedTuple):
 
 def run_jobs(work: Work) -> None:
     """Bring every job to its end; the first error of one ends all."""
-    todo = deque(job for job in range(len(work.jobs)) if work.store.done[job] < work.num_steps)
+    todo = deque(job for job in _shuffled(work) if work.store.done[job] < work.num_steps)
     lock, workers = threading.Lock(), max(1, min(work.place.workers, len(todo)))
     errors: list[BaseException] = []
 
@@ -110,6 +111,18 @@ def run_jobs(work: Work) -> None:
             raise errors[0]
 
 
+def _shuffled(work: Work) -> list[int]:
+    """The jobs, lanes that share a call in no order: those that are soon lost are often neighbors.
+
+    (A thread that takes several lanes takes some of either kind, and is not left with all of the long ones.)
+    """
+    jobs = list(range(len(work.jobs)))
+    if work.at_once:
+        random.Random(0).shuffle(jobs)
+        jobs.sort(key=lambda job: work.jobs[job][0])
+    return jobs
+
+
 def _start(work: Work, of_seed: Any) -> PyTree:
     return take(work.feed.carry, of_seed) if work.carry_per_seed else work.feed.carry
 
@@ -126,21 +139,11 @@ def _run_at_once(work: Work, jobs: list[int]) -> None:
     of_lanes = [work.jobs[job][1] for job in jobs] + [work.jobs[jobs[-1]][1]] * (LANES_PER_CALL - len(jobs))
     lanes, key = take(work.feed.lanes, np.array(of_lanes)), work.feed.keys[of_seed]
     seen = work.made.train_lanes(_memory(work), _start(work, of_seed), count, end, lanes, *data, key)
-    reports = _up_to_their_stops(work.place.get(seen))
+    reports = work.place.get(seen)
     work.spares.append(seen)
     for i, job in enumerate(jobs):
         work.store.put(job, work.num_steps, take(reports, i), {}, None)
     work.bar.report(take(reports, slice(len(jobs))), work.num_steps, last=True)
-
-
-def _up_to_their_stops(reports: Run) -> Run:
-    """Reports without what other lanes left in their memory after the steps that these took."""
-    stops = reports.diverged_at[:, None]
-
-    def cut(values: np.ndarray) -> np.ndarray:
-        return np.where((stops < 0) | (np.arange(values.shape[-1]) <= stops), values, np.nan)
-
-    return reports._replace(history=jax.tree.map(cut, reports.history))
 
 
 def _run(work: Work, job: int) -> None:

@@ -44,6 +44,8 @@ class Bar:
         """Count `steps` of the runs that report, and at their last those that diverged."""
         if self._stopped.is_set():
             raise RuntimeError("The sweep was stopped.")
+        if self._bar.disable:
+            return
         with self._lock:
             self._best = min(self._best, np.min(seen.track[..., -2]))
             self._alive -= int(np.sum(seen.diverged_at >= 0)) if last else 0

@@ -285,10 +285,16 @@ class Engine:
             ]
             carries = join(jax.tree.unflatten(jax.tree.structure(form.carry), leaves))
         evals = sum(step <= steps for step in self.eval_steps)
+        stops = join(store.track)[..., -1].astype(np.int32)
+        # After its last step a lane may hold what another left in the memory that they shared.
+        over = (stops >= 0)[..., None] & (np.arange(steps) > stops[..., None])
         return SweepResult(
-            metrics={name: values[..., :steps] for name, values in join(store.history).items()},
+            metrics={
+                name: np.where(over, np.nan, values[..., :steps])
+                for name, values in join(store.history).items()
+            },
             evals={name: values[..., :evals] for name, values in join(store.evals).items()},
-            diverged_at=join(store.track)[..., -1].astype(np.int32),
+            diverged_at=stops,
             carries=carries,
             placement=place.words,
             skipped_steps=store.skipped,

@@ -165,6 +165,10 @@ def test_lanes_that_share_a_call_have_the_bits_of_lanes_alone(monkeypatch):
 
     def counted(work, some):
         shared.append(len(some))
+        of_seed, of_lane = zip(*(work.jobs[job] for job in some), strict=True)
+        assert len(set(of_seed)) == 1
+        # Lanes that are soon lost are neighbors, and no call may be left with the others.
+        assert len(some) < 3 or max(of_lane) - min(of_lane) >= len(some)
         run_at_once(work, some)
 
     monkeypatch.setattr(jobs, "_run_at_once", counted)
