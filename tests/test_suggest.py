@@ -66,6 +66,16 @@ def test_noise_between_seeds_widens_the_interval():
     assert quiet.low >= loud.low and quiet.high < loud.high
 
 
+def test_the_interval_holds_a_good_rate_in_nine_of_ten_noisy_searches():
+    draw, held = np.random.default_rng(0), []
+    for best in np.exp(draw.uniform(np.log(0.003), np.log(0.03), 200)):
+        noise = 0.15 * draw.normal(size=(3, len(RATES))) + 0.1 * draw.normal(size=(3, 1))
+        found = suggest.lowest_loss(curve_of(np.exp(0.1 * np.log(RATES / best) ** 2 + noise)))
+        within_a_percent = np.exp(np.sqrt(0.1))
+        held.append(found.low <= best * within_a_percent and found.high >= best / within_a_percent)
+    assert 0.8 <= np.mean(held) <= 0.98
+
+
 def test_the_interval_of_one_seed_ends_where_a_line_has_risen_by_a_percent():
     losses = np.where(np.arange(17) < 8, 3.0, 5.0)
     losses[8:10] = 2.0, 2.005
