@@ -24,7 +24,7 @@ TOLERANCE = 0.01
 SLOPES = (-1.0, 0.0)
 # By how much the slope that was seen may differ from the one to come.
 UNSURE = 0.25
-# Lanes within this factor of the best shape its parabola.
+# Lanes within this factor of the best shape its parabola, whatever can be told apart.
 AROUND = 2.0
 # A lane whose loss is above the lowest by this share of it weighs e times less in the center of a curve.
 SOFTNESS = 0.2
@@ -44,9 +44,10 @@ SHARP = 0.1
 def lowest_loss(curve: LRCurve) -> Suggestion:
     """The rate of the lowest loss, averaged over the seeds, by a parabola in log-log.
 
-    It is fitted by least squares to the lanes within a factor of 2 of the best, its two neighbors at least. Where
-    the next higher rate was lost, it goes through the neighbors alone and the lost one counts ten times the best.
-    What these runs survived the next may not: so the answer moves away, by up to half the way to the lower rate.
+    It is fitted by least squares to the lanes within a factor of 2 of the best and those of its interval, its two
+    neighbors at least: the less can be told apart, the more lanes have a say. Where the next higher rate was
+    lost, it goes through the neighbors alone and the lost one counts ten times the best. What these runs survived
+    the next may not: so the answer moves away, by up to half the way to the lower rate.
 
     Raises:
       ValueError: every rate diverged.
@@ -369,6 +370,8 @@ def _bottom(rates: np.ndarray, losses: np.ndarray) -> tuple[int, float]:
     best = int(np.nanargmin(means))
     near = np.abs(np.log(rates / rates[best])) <= np.log(AROUND) + 1e-6
     near[max(0, best - 1) : best + 2] = True
+    left, right = _alike_span(losses, best)
+    near[left : right + 1] = True
     near &= np.isfinite(means)
     change = _vertex(np.log(rates[near] / rates[best]), means[near]) if near.sum() > 2 else 0.0
     return best, float(rates[best] * np.exp(change))
@@ -421,13 +424,20 @@ def _alike(losses: np.ndarray, level: float) -> float:
     return float(max(noise, TOLERANCE * scale))
 
 
+def _alike_span(losses: np.ndarray, best: int) -> tuple[int, int]:
+    """The first and the last of the lanes around the best that cannot be told from it."""
+    worse = np.flatnonzero(_excess(losses) > _alike(losses, INTERVAL_LEVEL))
+    left, right = worse[worse < best].max(initial=-1), worse[worse > best].min(initial=losses.shape[1])
+    return int(left) + 1, int(right) - 1
+
+
 def _interval(rates: np.ndarray, losses: np.ndarray, best: int) -> tuple[float, float]:
     """The rates that cannot be told from the best: up to where a line in log rate crosses what can.
 
     The line goes to the nearest lane on each side that can be told apart; to a lost one, it is cut in half.
     """
     above, most = _excess(losses), _alike(losses, INTERVAL_LEVEL)
-    worse = np.flatnonzero(above > most)
+    left, right = _alike_span(losses, best)
 
     def crossing(alike: int, other: int) -> float:
         if not 0 <= other < len(rates):
@@ -435,9 +445,7 @@ def _interval(rates: np.ndarray, losses: np.ndarray, best: int) -> tuple[float, 
         share = (most - above[alike]) / (above[other] - above[alike]) if np.isfinite(above[other]) else 0.5
         return float(rates[alike] * (rates[other] / rates[alike]) ** share)
 
-    left = int(worse[worse < best].max(initial=-1))
-    right = int(worse[worse > best].min(initial=len(rates)))
-    return crossing(left + 1, left), crossing(right - 1, right)
+    return crossing(left, left - 1), crossing(right, right + 1)
 
 
 def _classic(curve: LRCurve, name: str, rule: Callable[[np.ndarray, np.ndarray], float]) -> Suggestion:

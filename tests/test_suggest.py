@@ -270,6 +270,16 @@ def test_the_lowest_loss_is_that_of_the_parabola_through_all_lanes_around_the_be
     assert np.isclose(suggest.lowest_loss(noisy).learning_rate, 0.01 * np.exp(-line / 2 / square), rtol=1e-5)
 
 
+def test_lanes_that_noise_cannot_tell_from_the_best_shape_its_parabola_too():
+    noise = 0.3 * np.random.default_rng(1).normal(size=(3, len(RATES)))
+    losses = np.exp(0.02 * np.log(RATES / 0.01) ** 2 + noise).astype(np.float32)
+    found, means = suggest.lowest_loss(curve_of(losses)), losses.astype(float).mean(axis=0)
+    inside = (found.low * (1 - 1e-6) <= RATES) & (found.high * (1 + 1e-6) >= RATES)
+    assert inside.sum() > 3
+    square, line, _ = np.polyfit(np.log(RATES[inside]), np.log(means[inside]), 2)
+    assert np.isclose(found.learning_rate, np.exp(-line / 2 / square), rtol=1e-4)
+
+
 def test_a_curve_that_diverged_everywhere_has_no_suggestion():
     curve = curve_of(bowl(0.01), diverged=range(17))
     for rule in (suggest.lowest_loss, suggest.steepest, suggest.largest_stable):
