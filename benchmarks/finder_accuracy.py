@@ -5,23 +5,26 @@
 
 A case is a problem of `problems.py` with one of its optimizers; the run to come is 1000 steps under
 `one_cycle_schedule`. The truth is the validation loss at its end, the mean of 3 seeds, at rates of ratio 2 and,
-around the best, of ratio 2^(1/4). Within a factor of 4 of the best it is the mean of 9 seeds, and where these
-differ by more than 8%, within a factor of 2 that of 27; what fewer seeds say elsewhere is divided by what the same
-seeds say of the best. The loss of a rate is the mean of its own and its two neighbors', and the best is the lowest.
+around the best and wherever the loss is within 10% of its own, of ratio 2^(1/4). Such rates and those within a
+factor of 4 have 9 seeds; where these differ by more than 8%, such rates and those within a factor of 2 have 27, and
+within one of 1.4, 81. What fewer seeds say is divided by what the same seeds say of the best. The loss of a rate is
+the mean of its own and its two neighbors', and the best is the lowest.
 Between rates of the grid losses are interpolated in log-log.
 
 Columns: the median, the 90th percentile and the worst of the excess loss (a lost run counts ten times the best);
 the share of cases within a factor of 2 of some rate whose loss is within 1% of the best; the share in which the
-interval holds such a rate; training steps and seconds of a search, compilation included, in the median. The last
-row is the neighbor of the best rate on the grid: what noise leaves to be won.
+interval holds such a rate; training steps and seconds of a search, compilation included, in the median. Each is the
+mean over draws of the searches' seeds, of which none is among the truth's, and where draws differ the worst has
+their range behind it. The last row is the neighbor of the best rate on the grid: what noise leaves to be won.
 """
 
 import argparse
 import functools
+import itertools
 import json
 import pathlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -33,7 +36,9 @@ import optax_lr as olr
 HORIZON = 1000
 SEEDS = 3
 # How far from the best rate, in powers of two, which number of seeds is raised by how many more.
-MORE_SEEDS = ((2, 3, 6), (1, 9, 18))
+MORE_SEEDS = ((2, 3, 6), (1, 9, 18), (0.5, 27, 54))
+# A rate whose loss is at most so many times the best's, on the seeds of both, is near it however far it is.
+PLATEAU = 1.1
 # Where the losses of the best rate's seeds differ by a smaller share of their mean, nine of them are enough.
 AGREE = 0.08
 TRUTH = pathlib.Path(__file__).with_name("finder_truth.json")
@@ -96,12 +101,31 @@ def find_truth(
         for rate, losses in zip(stored.get("rates", []), stored.get("losses", []), strict=True)
     } or search_grid(run)
 
+    def best_rate() -> float:
+        most = max(map(len, found.values()))
+        return min(found, key=lambda x: found[x].mean() if len(found[x]) == most else np.inf)
+
+    def on_plateau(x: float, best: float) -> bool:
+        same = min(len(found[x]), len(found[best]))
+        return found[x][:same].mean() <= PLATEAU * found[best][:same].mean()
+
     def around_best(near: float, few: int) -> list[float]:
         """Rates near the best that have so few seeds; none where the seeds of the best agree."""
-        best = min(found, key=lambda x: found[x].mean() if len(found[x]) >= few else np.inf)
+        best = best_rate()
         if few > SEEDS and found[best].std() < AGREE * found[best].mean():
             return []
-        return [x for x in found if abs(x - best) <= near and len(found[x]) == few]
+        return sorted(
+            x for x in found if len(found[x]) == few and (abs(x - best) <= near or on_plateau(x, best))
+        )
+
+    def gaps() -> list[float]:
+        """What a finer grid has between two neighbors that are both near the best."""
+        best = best_rate()
+        pairs = [pair for pair in itertools.pairwise(sorted(found)) if all(on_plateau(x, best) for x in pair)]
+        return [x for low, high in pairs for x in np.arange(low + 0.25, high, 0.25)]
+
+    if between := gaps():
+        found |= zip(between, run(2.0 ** np.array(between), SEEDS, key=1), strict=True)
 
     for key, (near, few, more) in enumerate(MORE_SEEDS, 2):
         while rates := around_best(near, few):
@@ -118,8 +142,9 @@ CUSTOMARY = {"momentum": 0.1, "adam": 1e-3, "lion": 1e-4, "clipped adamw": 1e-3}
 RAMP_RULES = ("steepest", "valley", "slide", "minimum over ten", "before rise")
 
 
-def searches(problem: Problem, name: str) -> dict[str, dict[str, float]]:
-    """What every method says of a case, and what that cost."""
+def searches(problem: Problem, name: str, draw: int) -> dict[str, dict[str, float]]:
+    """What every method says of a case on a draw of seeds, and what that cost."""
+    key = jax.random.key(1000 * draw)
     arguments = (problem.loss_fn, problem.init, OPTIMIZERS[name], problem.batches)
     found = {}
 
@@ -134,14 +159,14 @@ def searches(problem: Problem, name: str) -> dict[str, dict[str, float]]:
             "seconds": time.perf_counter() - start,
         }
 
-    options = {"eval_batch": problem.eval_batch, "horizon": HORIZON, "progress": False}
+    options = {"eval_batch": problem.eval_batch, "horizon": HORIZON, "key": key, "progress": False}
     for steps in (50, 100, 200):
         timed(
             f"quick, {steps} steps", lambda steps=steps: olr.lr_find(*arguments, num_steps=steps, **options)
         )
     timed("scheduled", lambda: olr.lr_find(*arguments, schedule=schedule, **options))
     start = time.perf_counter()
-    ramp = olr.lr_range_test(*arguments, progress=False)
+    ramp = olr.lr_range_test(*arguments, key=key, progress=False)
     seconds = time.perf_counter() - start
     # As fastai cuts it.
     curve = ramp.take(slice(10, -5))
@@ -204,29 +229,41 @@ class Truth:
 LOST = 9.0
 
 
-def table(truths: Mapping[str, Mapping], results: Mapping[str, Mapping]) -> list[str]:
+def table(truths: Mapping[str, Mapping], results: Mapping[str, list[Mapping]]) -> list[str]:
     """The rows, as Markdown."""
     rows = [
         "| method | median | 90th percentile | worst | within 2x | interval holds it | steps | seconds |",
         "|---|---|---|---|---|---|---|---|",
     ]
     known = {case: Truth(truths[case]) for case in results}
-    results = {
-        case: {**found, "the best rate / 1.19": beside_the_best(known[case])}
-        for case, found in results.items()
-    }
-    for method in next(iter(results.values())):
-        each = [(known[case], found[method]) for case, found in results.items()]
-        excess = [truth.excess(found["rate"]) for truth, found in each]
-        within = np.mean([truth.within(found["rate"]) for truth, found in each])
-        held = [truth.held(found["low"], found["high"]) for truth, found in each if "low" in found]
-        steps, seconds = (np.median([found[name] for _, found in each]) for name in ("steps", "seconds"))
-        covered = f"{np.mean(held):.0%}" if held and "ramp" not in method else ""
+    draws = min(map(len, results.values()))
+
+    def columns_of(method: str, draw: int) -> list[float]:
+        return scores(
+            [(best, results[case][draw].get(method) or beside_the_best(best)) for case, best in known.items()]
+        )
+
+    for method in [*next(iter(results.values()))[0], "the best rate / 1.19"]:
+        columns = np.array([columns_of(method, draw) for draw in range(draws)])
+        median, tail, worst, within, held, steps, seconds = columns.mean(axis=0)
+        low, high = (f"{end(columns[:, 2]):.0%}" for end in (np.min, np.max))
+        ends = "" if low == high else f" ({low} to {high})"
+        covered = "" if np.isnan(held) or "ramp" in method else f"{held:.0%}"
         rows.append(
-            f"| {method} | {np.median(excess):.1%} | {np.percentile(excess, 90):.1%} | {max(excess):.0%} | "
-            f"{within:.0%} | {covered} | {steps:,.0f} | {seconds:.1f} |"
+            f"| {method} | {median:.1%} | {tail:.1%} | {worst:.0%}{ends} | {within:.0%} | {covered} | "
+            f"{steps:,.0f} | {seconds:.1f} |"
         )
     return rows
+
+
+def scores(each: Sequence[tuple[Truth, Mapping]]) -> list[float]:
+    """The columns of one method and one draw; NaN where it gives no interval."""
+    excess = [truth.excess(found["rate"]) for truth, found in each]
+    within = np.mean([truth.within(found["rate"]) for truth, found in each])
+    held = [truth.held(found["low"], found["high"]) for truth, found in each if "low" in found]
+    steps, seconds = (np.median([found[name] for _, found in each]) for name in ("steps", "seconds"))
+    tail = np.percentile(excess, 90)
+    return [np.median(excess), tail, max(excess), within, np.mean(held) if held else np.nan, steps, seconds]
 
 
 def main() -> None:
@@ -235,6 +272,7 @@ def main() -> None:
     )
     parser.add_argument("--truth", action="store_true", help="run what the score is measured against, again")
     parser.add_argument("--only", default="", help="cases whose name contains this")
+    parser.add_argument("--draws", type=int, default=3, help="how many draws of seeds")
     parser.add_argument("--results", type=pathlib.Path, help="a file to go on from, and to add results to")
     options = parser.parse_args()
     stored = json.loads(TRUTH.read_text()) if TRUTH.exists() else {}
@@ -247,13 +285,15 @@ def main() -> None:
             if options.truth:
                 stored[case] = find_truth(make(), OPTIMIZERS[optimizer], stored.get(case, {}))
                 TRUTH.write_text(json.dumps(stored, indent=0))
-            elif case in stored and case not in results:
-                results[case] = searches(make(), optimizer)
-                if options.results:
-                    options.results.write_text(json.dumps(results))
+            elif case in stored:
+                for draw in range(len(results.setdefault(case, [])), options.draws):
+                    results[case].append(searches(make(), optimizer, draw))
+                    if options.results:
+                        options.results.write_text(json.dumps(results))
             if case in stored:
                 best = Truth(stored[case])
-                said = [f"{row['rate'] / best.best_rate:.2g}" for row in results.get(case, {}).values()]
+                first = results.get(case, [{}])[0]
+                said = [f"{row['rate'] / best.best_rate:.2g}" for row in first.values()]
                 print(f"{case:45s} {best.best_rate:.3g} {best.best:.4g} {' '.join(said)}", flush=True)
     if not options.truth:
         print(f"\n{len(results)} cases\n", *table(stored, results), sep="\n")
