@@ -73,9 +73,9 @@ def lr_find(
        `suggest.for_horizon`, the drift of the best rate with the length of the run, carried on.
     3. *Scheduled*, with `horizon` and `schedule`: the same, coarsely, under that schedule, squeezed; then
        `finalists` rates around the answer at ratio 3, each for the whole run under its real schedule. More are
-       added while the best is at an edge, and then two half way to the lanes beside the best. Of a run longer than
-       `max_full_horizon` they go through the schedule in a tenth, a fifth and half of its steps, and the drift is
-       carried on.
+       added while the best is at an edge, and then two half way to the lanes beside the best; where noise leaves
+       rates that may be better, all have as many seeds again. Of a run longer than `max_full_horizon` they go
+       through the schedule in a tenth, a fifth and half of its steps, and the drift is carried on.
     Where the best rate lies at the edge of the bounds, the search goes on up to a factor of 100 beyond them, and
     says so. A second search with the same functions (the same objects) and shapes compiles nothing.
 
@@ -108,7 +108,7 @@ def lr_find(
       num_steps: how many steps lanes at constant rates take, and what the runs of a quick search are reckoned in,
         which with three seeds takes about 100 times as many in all: 100, or 50 before finalists. There must be as
         many batches; left out, and in longer runs, batches that run out are gone through again.
-      seeds: how many runs each rate has.
+      seeds: how many runs each rate has; finalists that cannot be told apart have as many again.
       key: where random starts and orders come from; `jax.random.key(0)` by default.
       min_learning_rate, max_learning_rate: the rates to search between.
       stop_factor: how far a lane's loss may rise before the lane is stopped; see `sweep`.
@@ -179,7 +179,7 @@ def lr_find(
         scheduled=schedule is not None,
         read=max(*lengths, full_steps),
         needed=num_steps,
-        seeds=runs,
+        seeds=2 * runs if full_steps == length else runs,
         key=key,
     )
     stage = functools.partial(

@@ -104,12 +104,29 @@ class LRCurve:
         Raises:
           ValueError: the curves differ in seeds, steps, evaluations, metrics or hyperparameters.
         """
-        mine, theirs = _agreement(self), _agreement(other)
-        for name, one in mine.items():
-            if one != theirs[name]:
-                raise ValueError(f"Merged curves must have the same {name}, got {one} and {theirs[name]}.")
+        _refuse_to_merge(self, other)
         order = np.argsort(np.concatenate([self.learning_rates, other.learning_rates]), kind="stable")
         return _map_lanes(lambda axis, *both: np.take(np.concatenate(both, axis), order, axis), self, other)
+
+    def merge_seeds(self, other: "LRCurve") -> "LRCurve":
+        """The runs of both curves, those of the other as further seeds of the same lanes.
+
+        Raises:
+          ValueError: the curves differ in lanes, steps, evaluations, metrics or hyperparameters.
+
+        >>> one = LRCurve(np.array([0.1, 0.3]), np.ones((3, 2, 5), np.float32), None, np.array([], np.int32),
+        ...               np.full((3, 2), -1, np.int32))
+        >>> one.merge_seeds(one).losses.shape
+        (6, 2, 5)
+        """
+        _refuse_to_merge(self, other, but_for="seeds")
+        for name, values in self.lanes.items():
+            if not np.array_equal(values, other.lanes[name]):
+                raise ValueError(
+                    f"Merged seeds must have the same {name} of lanes, got {values.tolist()} and "
+                    f"{other.lanes[name].tolist()}."
+                )
+        return _map_lanes(lambda axis, *both: np.concatenate(both) if axis else both[0], self, other)
 
     def save(self, path: str | Path) -> None:
         """Write the curve to one `.npz` file.
@@ -336,17 +353,24 @@ def _map_lanes(function: Callable[..., np.ndarray], *curves: LRCurve) -> LRCurve
     return dataclasses.replace(curves[0], **{name: changed(name, axis) for name, axis in _LANE_AXES.items()})
 
 
-def _agreement(curve: LRCurve) -> dict[str, Any]:
-    """In what curves must agree to be merged."""
-    seeds, _, steps = curve.losses.shape
-    return {
-        "seeds": seeds,
-        "steps": steps,
-        "evaluations": None if curve.eval_losses is None else curve.eval_steps.tolist(),
-        "metrics": sorted(curve.metrics),
-        "validation metrics": sorted(curve.eval_metrics),
-        "hyperparameters": sorted(curve.lanes),
-    }
+def _refuse_to_merge(mine: LRCurve, theirs: LRCurve, but_for: str | None = None) -> None:
+    """Curves must agree in all but their lanes, and but for one thing more where it is named."""
+
+    def agreement(curve: LRCurve) -> dict[str, Any]:
+        seeds, _, steps = curve.losses.shape
+        return {
+            "seeds": seeds,
+            "steps": steps,
+            "evaluations": None if curve.eval_losses is None else curve.eval_steps.tolist(),
+            "metrics": sorted(curve.metrics),
+            "validation metrics": sorted(curve.eval_metrics),
+            "hyperparameters": sorted(curve.lanes),
+        }
+
+    others = agreement(theirs)
+    for name, one in agreement(mine).items():
+        if one != others[name] and name != but_for:
+            raise ValueError(f"Merged curves must have the same {name}, got {one} and {others[name]}.")
 
 
 def _png(result: "LRCurve | Suggestion") -> bytes | None:

@@ -38,15 +38,18 @@ class Stage(NamedTuple):
         seeds: int,
         description: str,
         *,
+        first_seed: int = 0,
         num_steps: int | None = None,
         return_carries: bool = False,
     ) -> SweepResult:
-        """Train the lanes, for fewer steps than the stage has where asked."""
+        """Train the lanes on so many seeds from a first on, for fewer steps than the stage has where asked."""
         # The sweeps of a search are told apart by what they are for and by their lanes.
         name = f"{description.replace(' ', '-')}-{digest(dict(lanes))}"
         starts = self.problem.starts
         return self.engine.run(
-            jax.tree.map(lambda leaf: leaf[:seeds], starts) if self.problem.drawn else starts,
+            jax.tree.map(lambda leaf: leaf[first_seed : first_seed + seeds], starts)
+            if self.problem.drawn
+            else starts,
             {
                 name: np.asarray(x, np.float32 if x.dtype.kind == "f" else np.int32)
                 for name, x in lanes.items()
@@ -54,6 +57,7 @@ class Stage(NamedTuple):
             self.problem.batches,
             num_steps=num_steps,
             seeds=seeds,
+            first_seed=first_seed,
             key=self.problem.key,
             carry_per_seed=self.problem.drawn,
             eval_batch=self.problem.eval_data,

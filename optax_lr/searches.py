@@ -116,21 +116,31 @@ def shortened_finals(
 def full_finals(
     stage: Stage, quick: Suggestion, ratios: np.ndarray, seeds: int, bounds: tuple[float, float]
 ) -> Suggestion:
-    """The best of full runs around a quick suggestion, widened while the best of them is at an edge."""
-    ends: dict[float, PyTree] = {}
+    """The best of full runs around a quick suggestion, widened while the best of them is at an edge.
 
-    def run(rates: np.ndarray) -> LRCurve:
-        curve, carries = stage.run({"learning_rate": rates}, seeds, "finalists", return_carries=True)
-        ends.update({rate: jax.tree.map(lambda x, i=i: x[:, i], carries) for i, rate in enumerate(rates)})
+    Where noise leaves rates that may be better they have as many seeds again.
+    """
+    ends: dict[float, list[PyTree]] = {}
+
+    def run(rates: np.ndarray, first_seed: int = 0) -> LRCurve:
+        kind = "finalists on more seeds" if first_seed else "finalists"
+        lanes = {"learning_rate": rates}
+        curve, carries = stage.run(lanes, seeds, kind, first_seed=first_seed, return_carries=True)
+        for i, rate in enumerate(rates):
+            ends.setdefault(rate, []).extend(
+                jax.tree.map(lambda x, at=(seed, i): x[at], carries) for seed in range(seeds)
+            )
         return curve
 
     curve = widened(run(quick.learning_rate * ratios), FINALIST_RATIO, bounds, run)
     refuse_if_all_diverged(curve, stage.problem, stage.engine.num_steps)
     curve = _refined(curve, run)
+    if suggest.undecided(curve):
+        curve = curve.merge_seeds(run(curve.learning_rates, seeds))
+        refuse_if_all_diverged(curve, stage.problem, stage.engine.num_steps)
     final, best = suggest.lowest_loss(curve), suggest.best_lane(curve)
     seed = int(np.argmin(suggest.final_losses(curve)[:, best]))
-    carry = jax.tree.map(lambda leaf: leaf[seed], ends[curve.learning_rates[best]])
-    params, model_state = stage.problem.ended(carry)
+    params, model_state = stage.problem.ended(ends[curve.learning_rates[best]][seed])
     found = _concluded(quick, final, curve, f"in full runs under their own schedule at {len(ends)} peaks")
     return dataclasses.replace(found, params=params, model_state=model_state)
 

@@ -28,9 +28,9 @@ UNSURE = 0.25
 AROUND = 2.0
 # A lane whose loss is above the lowest by this share of it weighs e times less in the center of a curve.
 SOFTNESS = 0.2
-# How sure a t-test must be that a rate is worse than the best: to end an interval, and for a search to look no
-# further. (The first makes intervals hold the best in nine of ten searches; at 95% nearly all of them do.)
-INTERVAL_LEVEL, SEARCH_LEVEL = 0.75, 0.95
+# How sure a t-test must be that a rate is worse than the best: to end an interval, to need no more seeds, and to
+# look no further. (The first makes intervals hold the best in nine of ten searches; at 95% nearly all of them do.)
+INTERVAL_LEVEL, SEEDS_LEVEL, SEARCH_LEVEL = 0.75, 0.9, 0.95
 # The ratio of the lanes that surround the best of one length, and how many there are at most on either side.
 BESIDE, MOST_BESIDE = 2.0, 2
 # Full runs at rates closer than this differ by their noise.
@@ -179,6 +179,13 @@ def next_rate(curve: LRCurve) -> float | None:
     else:
         side = best + 1 if gaps[1] > gaps[0] else best - 1
     return float(np.sqrt(rates[best] * rates[side])) if max(gaps) > np.log(CLOSE) else None
+
+
+def undecided(curve: LRCurve) -> bool:
+    """Whether noise, and no tolerance of a percent, leaves rates beside the best that may be better."""
+    losses, best = final_losses(curve), best_lane(curve)
+    left, right = _alike_span(losses, best, SEEDS_LEVEL)
+    return left < right and _alike(losses, SEEDS_LEVEL) > TOLERANCE * _lowest(losses)
 
 
 def steepest(curve: LRCurve) -> Suggestion:
@@ -370,7 +377,7 @@ def _bottom(rates: np.ndarray, losses: np.ndarray) -> tuple[int, float]:
     best = int(np.nanargmin(means))
     near = np.abs(np.log(rates / rates[best])) <= np.log(AROUND) + 1e-6
     near[max(0, best - 1) : best + 2] = True
-    left, right = _alike_span(losses, best)
+    left, right = _alike_span(losses, best, INTERVAL_LEVEL)
     near[left : right + 1] = True
     near &= np.isfinite(means)
     change = _vertex(np.log(rates[near] / rates[best]), means[near]) if near.sum() > 2 else 0.0
@@ -424,9 +431,9 @@ def _alike(losses: np.ndarray, level: float) -> float:
     return float(max(noise, TOLERANCE * scale))
 
 
-def _alike_span(losses: np.ndarray, best: int) -> tuple[int, int]:
+def _alike_span(losses: np.ndarray, best: int, level: float) -> tuple[int, int]:
     """The first and the last of the lanes around the best that cannot be told from it."""
-    worse = np.flatnonzero(_excess(losses) > _alike(losses, INTERVAL_LEVEL))
+    worse = np.flatnonzero(_excess(losses) > _alike(losses, level))
     left, right = worse[worse < best].max(initial=-1), worse[worse > best].min(initial=losses.shape[1])
     return int(left) + 1, int(right) - 1
 
@@ -437,7 +444,7 @@ def _interval(rates: np.ndarray, losses: np.ndarray, best: int) -> tuple[float, 
     The line goes to the nearest lane on each side that can be told apart; to a lost one, it is cut in half.
     """
     above, most = _excess(losses), _alike(losses, INTERVAL_LEVEL)
-    left, right = _alike_span(losses, best)
+    left, right = _alike_span(losses, best, INTERVAL_LEVEL)
 
     def crossing(alike: int, other: int) -> float:
         if not 0 <= other < len(rates):

@@ -174,6 +174,7 @@ class Engine:
         *,
         num_steps: int | None = None,
         seeds: int = 1,
+        first_seed: int = 0,
         key: Array | None = None,
         carry_per_seed: bool = False,
         per_seed: bool = False,
@@ -186,20 +187,21 @@ class Engine:
     ) -> SweepResult:
         """Train the lanes; see `sweep`.
 
-        `num_steps` may be less than the engine's: a shorter run of the same program. `stream`: batches stay on the
-        host and are sent when they are needed.
+        `num_steps` may be less than the engine's: a shorter run of the same program. `first_seed` numbers the first
+        of the seeds: those of two calls differ. `stream`: batches stay on the host and are sent when needed.
         """
         steps = self.num_steps if num_steps is None else num_steps
         num_lanes, num_seeds = leading_axis("lanes", lanes), checks.size("seeds", seeds)
         bits, key_impl = root_bits(key)
         one_seed = take(batches, 0) if per_seed else batches
+        last_seed, num_batches = first_seed + num_seeds, leading_axis("batches", one_seed)
         feed = Feed(
             carry=carry,
             lanes=jax.tree.map(np.asarray, lanes),
             batches=batches,
             eval_batch=eval_batch,
-            orders=batch_orders(leading_axis("batches", one_seed), self.num_steps, num_seeds, bits),
-            keys=seed_keys(num_seeds, bits),
+            orders=batch_orders(num_batches, self.num_steps, last_seed, bits)[first_seed:],
+            keys=seed_keys(last_seed, bits)[first_seed:],
         )
         start = take(carry, 0) if carry_per_seed else carry
         which, form = self._form(

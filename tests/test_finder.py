@@ -152,6 +152,21 @@ def test_scheduled_runs_finalists_for_the_whole_horizon():
     assert "full runs" in found.reason
 
 
+def test_finalists_that_noise_leaves_undecided_have_as_many_seeds_again():
+    schedule = lambda peak: olr.one_cycle_schedule(peak, 20)  # noqa: E731
+    noisy_start = lambda key: jax.tree.map(lambda x: x + jax.random.normal(key, x.shape), start())  # noqa: E731
+    options = {"eval_batch": VALIDATION, "schedule": schedule, "progress": False}
+    of = (loss_fn, noisy_start, optax.adam, BATCHES)
+    found = olr.lr_find(*of, horizon=20, seeds=2, **options)
+    full = found.finalists
+    again = olr.lr_sweep(*of, learning_rates=full.learning_rates, num_steps=20, seeds=4, **options)
+    np.testing.assert_allclose(full.losses, again.losses, rtol=1e-5)
+    np.testing.assert_allclose(full.eval_losses, again.eval_losses, rtol=1e-5)
+    assert found.lane_steps == sum(part.lane_steps for part in (*found.shorter, found.curve, full))
+    best = np.nanmin(full.eval_losses[:, olr.suggest.best_lane(full), -1])
+    assert np.isclose(loss_fn(found.params, VALIDATION), best, rtol=1e-5)
+
+
 def test_a_horizon_moves_the_rate_and_says_so():
     found = olr.lr_find(
         loss_fn,
@@ -366,4 +381,5 @@ def test_a_search_that_is_called_again_goes_on_from_its_checkpoint(tmp_path):
         np.testing.assert_array_equal(found.finalists.losses, plain.finalists.losses)
         assert found.learning_rate == plain.learning_rate
     names = {path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir()}
-    assert names == {"lanes-of-3-steps", "lanes-of-20-steps", "lanes-of-40-steps", "finalists"}
+    lengths = {"lanes-of-3-steps", "lanes-of-20-steps", "lanes-of-40-steps"}
+    assert names == {*lengths, "finalists", "finalists-on-more-seeds"}

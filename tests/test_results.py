@@ -94,6 +94,17 @@ def test_merged_lanes_are_in_order_of_their_rate():
     assert merged.diverged_at[1].tolist() == [1, 1, -1, -1] and merged.eval_losses.shape == (2, 4, 1)
 
 
+def test_merged_seeds_are_those_of_the_same_lanes():
+    one = curve_of([0.1, 0.4])
+    both = one.merge_seeds(one)
+    assert both.learning_rates.tolist() == [0.1, 0.4] and both.lane_steps == 2 * one.lane_steps
+    for part in (slice(0, 2), slice(2, 4)):
+        np.testing.assert_array_equal(both.losses[part], one.losses)
+        np.testing.assert_array_equal(both.diverged_at[part], one.diverged_at)
+    with pytest.raises(ValueError, match=r"same learning_rate of lanes, got \[0.1, 0.4\] and \[0.1, 0.3\]"):
+        one.merge_seeds(curve_of([0.1, 0.3]))
+
+
 def test_everything_by_name_is_merged_and_taken_along():
     one, two = curve_of([0.1, 0.4]), curve_of([0.2, 0.3])
     merged = one.merge(two)

@@ -280,6 +280,15 @@ def test_lanes_that_noise_cannot_tell_from_the_best_shape_its_parabola_too():
     assert np.isclose(found.learning_rate, np.exp(-line / 2 / square), rtol=1e-4)
 
 
+def test_noise_alone_leaves_a_curve_undecided():
+    noise = 0.3 * np.random.default_rng(0).normal(size=(3, len(RATES)))
+    assert suggest.undecided(curve_of(bowl(0.01) * np.exp(noise)))
+    # Seeds that differ alike at all rates, a single one, and a flat curve without noise leave nothing to decide.
+    assert not suggest.undecided(curve_of(bowl(0.01) + np.array([[0.0], [1.0], [2.0]])))
+    assert not suggest.undecided(curve_of(bowl(0.01) * np.exp(noise[:1])))
+    assert not suggest.undecided(curve_of(np.ones((3, len(RATES)))))
+
+
 def test_a_curve_that_diverged_everywhere_has_no_suggestion():
     curve = curve_of(bowl(0.01), diverged=range(17))
     for rule in (suggest.lowest_loss, suggest.steepest, suggest.largest_stable):

@@ -78,6 +78,15 @@ def test_each_seed_may_have_its_own_start():
     np.testing.assert_allclose(found.metrics["loss"][..., 0], np.repeat(first[:, None], 3, 1), rtol=1e-6)
 
 
+def test_seeds_from_a_first_on_are_those_of_a_longer_sweep():
+    engine, rates = Engine(step, num_steps=9), np.array([0.1, 0.2], np.float32)
+    options = {"key": jax.random.key(3), "progress": False}
+    whole = engine.run({"x": jnp.float32(1.5)}, rates, BATCHES, seeds=5, **options)
+    rest = engine.run({"x": jnp.float32(1.5)}, rates, BATCHES, seeds=2, first_seed=3, **options)
+    np.testing.assert_array_equal(rest.metrics["loss"], whole.metrics["loss"][3:])
+    assert (whole.metrics["loss"][3] != whole.metrics["loss"][0]).any()
+
+
 def test_orders_are_permutations_and_seed_0_keeps_the_given_one():
     orders = batch_orders(5, 12, 3, root_bits(jax.random.key(1))[0])
     np.testing.assert_array_equal(orders[0], np.arange(12) % 5)
