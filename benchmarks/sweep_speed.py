@@ -444,8 +444,9 @@ def early_exit(problems: list[Problem], num_rates: int, rounds: int) -> None:
         def sweep(rates: np.ndarray, engine: Engine = engine, problem: Problem = problem) -> Any:
             return engine.run(problem.params, rates, problem.batches, progress=False).diverged_at[0]
 
-        # None, one, two and three of every four lanes far above what trains, so that threads share them evenly.
-        sets = [stable] + [np.where(np.arange(num_rates) % 4 < k, 1e3, stable) for k in (1, 2, 3)]
+        # None, and the highest quarter, half and three quarters of the rates, far above what trains.
+        lost = [np.arange(num_rates) >= num_rates * (4 - k) // 4 for k in (1, 2, 3)]
+        sets = [stable] + [np.where(which, 1e3, stable) for which in lost]
         stops = [sweep(rates.astype(np.float32)) for rates in sets]
         seconds = np.array([[seconds_of(lambda r=r: sweep(r))[0] for r in sets] for _ in range(rounds)])
         for at, taken in zip(stops, (seconds / seconds[:, :1]).T, strict=True):
