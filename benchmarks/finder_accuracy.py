@@ -5,11 +5,11 @@
 
 A case is a problem of `problems.py` with one of its optimizers; the run to come is 1000 steps under
 `one_cycle_schedule`. The truth is the validation loss at its end, the mean of 3 seeds, at rates of ratio 2 and,
-around the best and wherever the loss is within 10% of its own, of ratio 2^(1/4). Such rates and those within a
-factor of 4 have 9 seeds; where these differ by more than 8%, such rates and those within a factor of 2 have 27, and
-within one of 1.4, 81. What fewer seeds say is divided by what the same seeds say of the best. The loss of a rate is
-the mean of its own and its two neighbors', and the best is the lowest.
-Between rates of the grid losses are interpolated in log-log.
+around the best, and from wherever the loss is within 10% of its own to the next rate where it is not, of ratio
+2^(1/4). Rates of such a loss and those within a factor of 4 have 9 seeds; where these differ by more than 8%, such
+rates and those within a factor of 2 have 27, and within one of 1.4, 81. What fewer seeds say is divided by what the
+same seeds say of the best. The loss of a rate is the mean of its own and its two neighbors', and the best is the
+lowest. Between rates of the grid losses are interpolated in log-log.
 
 Columns: the median, the 90th percentile and the worst of the excess loss (a lost run counts ten times the best);
 the share of cases within a factor of 2 of some rate whose loss is within 1% of the best; the share in which the
@@ -119,9 +119,9 @@ def find_truth(
         )
 
     def gaps() -> list[float]:
-        """What a finer grid has between two neighbors that are both near the best."""
+        """What a finer grid has between two neighbors of which one is near the best."""
         best = best_rate()
-        pairs = [pair for pair in itertools.pairwise(sorted(found)) if all(on_plateau(x, best) for x in pair)]
+        pairs = [pair for pair in itertools.pairwise(sorted(found)) if any(on_plateau(x, best) for x in pair)]
         return [x for low, high in pairs for x in np.arange(low + 0.25, high, 0.25)]
 
     if between := gaps():
