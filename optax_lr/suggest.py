@@ -60,16 +60,18 @@ def lowest_loss(curve: LRCurve) -> Suggestion:
     0.2
     """
     losses = final_losses(curve)
-    best, rate = _bottom(curve.learning_rates, losses)
-    rate = _away_from_lost(curve.learning_rates, losses, best) or rate
-    low, high = _interval(curve.learning_rates, losses, best)
+    rates, best = curve.learning_rates, _best(losses)
+    above, most = _excess(losses), _alike(losses, INTERVAL_LEVEL)
+    span = _span(above > most, best)
+    rate = _away_from_lost(rates, losses, best) or _bottom(rates, losses, best, span)
+    low, high = _interval(rates, above, most, span)
     return Suggestion(
         learning_rate=rate,
         low=min(low, rate),
         high=max(high, rate),
         reason=f"{_lowest_at(curve, 'at this rate')}.",
         curve=curve,
-        at_edge=best in (0, len(curve.learning_rates) - 1),
+        at_edge=best in (0, len(rates) - 1),
         lane_steps=curve.lane_steps,
     )
 
@@ -184,8 +186,9 @@ def next_rate(curve: LRCurve) -> float | None:
 def undecided(curve: LRCurve) -> bool:
     """Whether noise, and no tolerance of a percent, leaves rates beside the best that may be better."""
     losses, best = final_losses(curve), best_lane(curve)
-    left, right = _alike_span(losses, best, SEEDS_LEVEL)
-    return left < right and _alike(losses, SEEDS_LEVEL) > TOLERANCE * _lowest(losses)
+    most = _alike(losses, SEEDS_LEVEL)
+    left, right = _span(_excess(losses) > most, best)
+    return left < right and most > TOLERANCE * _lowest(losses)
 
 
 def steepest(curve: LRCurve) -> Suggestion:
@@ -314,7 +317,7 @@ def classic(curve: LRCurve) -> dict[str, float]:
 
 def best_lane(curve: LRCurve) -> int:
     """The lane of the lowest mean loss; 0 where every rate diverged, since a lower one may not."""
-    return 0 if _none_usable(curve) else _bottom(curve.learning_rates, final_losses(curve))[0]
+    return 0 if _none_usable(curve) else _best(final_losses(curve))
 
 
 def final_losses(curve: LRCurve) -> np.ndarray:
@@ -371,17 +374,20 @@ def _usable(curve: LRCurve, losses: np.ndarray) -> np.ndarray:
     return curve.stable & np.isfinite(losses).all(axis=0)
 
 
-def _bottom(rates: np.ndarray, losses: np.ndarray) -> tuple[int, float]:
-    """The lane of the lowest mean loss, and the vertex of the parabola through the lanes around it."""
+def _best(losses: np.ndarray) -> int:
+    """The lane of the lowest mean loss."""
+    return int(np.nanargmin(losses.mean(axis=0)))
+
+
+def _bottom(rates: np.ndarray, losses: np.ndarray, best: int, span: tuple[int, int]) -> float:
+    """The vertex of the parabola through the lanes around the best and those of a span."""
     means = losses.mean(axis=0)
-    best = int(np.nanargmin(means))
     near = np.abs(np.log(rates / rates[best])) <= np.log(AROUND) + 1e-6
     near[max(0, best - 1) : best + 2] = True
-    left, right = _alike_span(losses, best, INTERVAL_LEVEL)
-    near[left : right + 1] = True
+    near[span[0] : span[1] + 1] = True
     near &= np.isfinite(means)
     change = _vertex(np.log(rates[near] / rates[best]), means[near]) if near.sum() > 2 else 0.0
-    return best, float(rates[best] * np.exp(change))
+    return float(rates[best] * np.exp(change))
 
 
 def _away_from_lost(rates: np.ndarray, losses: np.ndarray, best: int) -> float | None:
@@ -431,20 +437,21 @@ def _alike(losses: np.ndarray, level: float) -> float:
     return float(max(noise, TOLERANCE * scale))
 
 
-def _alike_span(losses: np.ndarray, best: int, level: float) -> tuple[int, int]:
-    """The first and the last of the lanes around the best that cannot be told from it."""
-    worse = np.flatnonzero(_excess(losses) > _alike(losses, level))
-    left, right = worse[worse < best].max(initial=-1), worse[worse > best].min(initial=losses.shape[1])
+def _span(worse: np.ndarray, best: int) -> tuple[int, int]:
+    """The first and the last of the lanes around the best, none of which is worse."""
+    others = np.flatnonzero(worse)
+    left, right = others[others < best].max(initial=-1), others[others > best].min(initial=len(worse))
     return int(left) + 1, int(right) - 1
 
 
-def _interval(rates: np.ndarray, losses: np.ndarray, best: int) -> tuple[float, float]:
+def _interval(
+    rates: np.ndarray, above: np.ndarray, most: float, span: tuple[int, int]
+) -> tuple[float, float]:
     """The rates that cannot be told from the best: up to where a line in log rate crosses what can.
 
     The line goes to the nearest lane on each side that can be told apart; to a lost one, it is cut in half.
     """
-    above, most = _excess(losses), _alike(losses, INTERVAL_LEVEL)
-    left, right = _alike_span(losses, best, INTERVAL_LEVEL)
+    left, right = span
 
     def crossing(alike: int, other: int) -> float:
         if not 0 <= other < len(rates):
