@@ -24,7 +24,7 @@ from .batches import batch_orders, is_stacked, leading_axis, read_batches, root_
 from .checkpoints import Store, digest, digest_of_program, kept_chunk
 from .jobs import Feed, Work, call_ends, run_jobs, take
 from .lanes import MOST_STEPS, Form, Layout, Programs, StepFn, inspect, programs
-from .placement import Place, choose, is_key
+from .placement import Place, bytes_needed, choose, is_key
 from .progress import Bar
 from .results import SweepResult
 from .types import Array, Metrics, PyTree, ScalarLike
