@@ -37,7 +37,7 @@ import optax
 from sklearn.datasets import load_digits
 
 import optax_lr as olr
-from optax_lr.sweep import Engine
+from optax_lr.engine.sweep import Engine
 
 BATCH, WIDTH, HEADS, CONTEXT, VOCABULARY = 64, 64, 4, 64, 128
 OPTIMIZERS = {"Adam": optax.adam, "SGD": optax.sgd}

@@ -16,7 +16,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import optax_lr as olr
-from optax_lr.gains import decode
+from optax_lr.adaptive.gains import decode
 
 STEPS, SEEDS, HIDDEN = 150, 5, 32
 RATES = np.geomspace(0.01, 3.0, 12)

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from .types import Array
+from .types import Array, PyTree
 
 MAX_STEP = 2**31 - 1
 
@@ -160,6 +160,19 @@ def not_below(name: str, value: Any, floor_name: str, floor: Any) -> None:
     """
     if not (is_traced(value) or is_traced(floor)) and value < floor:
         raise _refusal(name, f"at least {floor_name}={floor!r}", repr(value))
+
+
+def shapes(tree: PyTree) -> str:
+    """The shapes of a tree's leaves, in words; a leaf without one stands for itself."""
+    return str(jax.tree.map(lambda leaf: getattr(leaf, "shape", leaf), tree))
+
+
+def leading_axis(name: str, tree: PyTree) -> int:
+    """The length of the axis that all leaves lead with."""
+    lengths = {leaf.shape[0] if leaf.ndim else 0 for leaf in jax.tree.leaves(tree)}
+    if len(lengths) != 1 or 0 in lengths:
+        raise ValueError(f"{name} must be arrays with one leading axis, at least 1 long, got {shapes(tree)}.")
+    return lengths.pop()
 
 
 def listed(items: Iterable[Any], *, most: int = 10) -> str:

@@ -20,10 +20,14 @@ import numpy as np
 import optax
 from flax import nnx
 
-from . import finder, layerwise, learning_rate, range_test
-from .labels import Labeler, check_known, leaves_by_path
-from .results import LRCurve, Suggestion
-from .training import Loss, does_not_take
+from . import learning_rate
+from .finder import find as finder
+from .finder import range_test
+from .finder.curve import LRCurve
+from .finder.problem import Loss, does_not_take
+from .finder.suggestion import Suggestion
+from .layers import layerwise
+from .layers.labels import Labeler, check_known, leaves_by_path
 from .types import Array, Label, Labels, Metrics, PyTree, ScalarLike
 
 Model = nnx.Module | Callable[[Array], nnx.Module]

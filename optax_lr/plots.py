@@ -16,10 +16,12 @@ from matplotlib.colors import ListedColormap, LogNorm
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
-from . import checks, suggest
-from .compose import sample_schedule
-from .diagnose import diagnose
-from .results import LRCurve, Suggestion
+from . import checks
+from .finder import suggest
+from .finder.curve import LRCurve
+from .finder.diagnose import diagnose
+from .finder.suggestion import Suggestion
+from .schedules.compose import sample_schedule
 from .types import ScalarLike, Schedule
 
 # Without its brightest tenth, which is hard to see on white.

@@ -20,8 +20,7 @@ import numpy as np
 import optax
 
 from . import checks
-from .batches import leading_axis, shapes
-from .cycles import Cycles
+from .schedules.cycles import Cycles
 from .types import Array, ArrayLike, Float, Int, PyTree, ScalarLike, Shaped
 
 Combine = Literal["probabilities", "logits", "none"]
@@ -348,7 +347,7 @@ def refresh_batch_stats(
     `torch.optim.swa_utils.update_bn`.
     """
     checks.function("apply_fn", apply_fn)
-    count = leading_axis("batches", batches)
+    count = checks.leading_axis("batches", batches)
     like = jax.eval_shape(apply_fn, params, _at(batches, 0))
     total = jax.tree.map(lambda leaf: _float(jnp.zeros(leaf.shape, leaf.dtype)), like)
     # One dispatch a batch: XLA's CPU backend runs a convolution inside a loop many times slower.
@@ -393,7 +392,7 @@ def _shares(snapshots: Snapshots, weights: Any) -> Float[Array, "*members"]:
     if not lead or 0 in lead or wrong:
         raise ValueError(
             "snapshots must have at least one member, and params the leading axes of steps, got params of "
-            f"shapes {shapes(snapshots.params)} and steps of shape {lead}."
+            f"shapes {checks.shapes(snapshots.params)} and steps of shape {lead}."
         )
     if weights is None:
         return jnp.full(lead, 1 / np.prod(lead), float)

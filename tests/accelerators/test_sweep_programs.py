@@ -10,8 +10,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 from targets import TARGETS, mesh
 
-from optax_lr.placement import bytes_needed, lanes_that_fit
-from optax_lr.sweep import Engine
+from optax_lr.engine.placement import bytes_needed, lanes_that_fit
+from optax_lr.engine.sweep import Engine
 
 MEMORY = {"h100": 84942979072, "v5e": 16 * 2**30}
 BATCHES = jax.ShapeDtypeStruct((100, 16, 64), jnp.float32)

@@ -78,7 +78,7 @@ def test_lanes_are_split_over_any_mesh(one_device, name, lanes_at_once):
 
 
 def test_no_message_passes_between_devices():
-    from optax_lr.lanes import Layout, inspect, programs
+    from optax_lr.engine.lanes import Layout, inspect, programs
 
     mesh = Mesh(np.array(jax.devices()), ("lanes",))
     start, lanes = {"w": jnp.zeros((2, 16, 8))}, jnp.ones(8)

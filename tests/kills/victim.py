@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import optax_lr as olr
-from optax_lr import checkpoints, jobs
+from optax_lr.engine import checkpoints, jobs
 
 DIRECTORY, LOG, RESULT, LANES_AT_ONCE = sys.argv[1:]
 BATCHES = np.random.default_rng(0).normal(size=(11, 4)).astype(np.float32)
@@ -40,7 +40,7 @@ class SlowStore(checkpoints.Store):
 
 
 def main():
-    engine = sys.modules["optax_lr.sweep"]  # `optax_lr.sweep` is the function
+    engine = sys.modules["optax_lr.engine.sweep"]  # `optax_lr.sweep` is the function
     engine.Store, jobs.STEPS_PER_CALL = SlowStore, 40
     checkpoints.SECONDS_BETWEEN_SAVES = 0.1
     found = olr.sweep(

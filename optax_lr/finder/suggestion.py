@@ -1,0 +1,103 @@
+"""What a search answers: a learning rate, the interval it lies in, and why."""
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..types import PyTree
+from .curve import LRCurve, arrays_of, below, curve_in, npz_path, png, write_arrays
+
+_SCALARS = ("learning_rate", "low", "high", "reason", "at_edge", "lane_steps")
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class Suggestion:
+    """A learning rate, the interval it lies in, and why.
+
+    Attributes:
+      learning_rate: the suggested rate; finite and positive.
+      low, high: the ends of the interval around it, `low <= learning_rate <= high`.
+      reason: one sentence.
+      curve: the curve that it was read from; of runs of several lengths, that of the longest.
+      at_edge: whether the best rate lay at the edge of the rates that were tried.
+      lane_steps: how many training steps the search executed, over all its stages.
+      rules: what the common rules say of the same curve, by name.
+      finalists: the curve of the full runs under the real schedule, or None.
+      params, model_state: what the best finalist ended with, or None; not saved.
+      shorter: the curves of the shorter runs, from which the drift of the best rate was read.
+    """
+
+    learning_rate: float
+    low: float
+    high: float
+    reason: str
+    curve: LRCurve
+    at_edge: bool = False
+    lane_steps: int = 0
+    rules: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    finalists: LRCurve | None = None
+    params: PyTree | None = None
+    model_state: PyTree | None = None
+    shorter: tuple[LRCurve, ...] = ()
+
+    def save(self, path: str | Path) -> None:
+        """Write the suggestion and its curves, without `params` and `model_state`, to one `.npz` file."""
+        arrays = {f"curve/{name}": array for name, array in arrays_of(self.curve).items()}
+        if self.finalists is not None:
+            arrays |= {f"finalists/{name}": array for name, array in arrays_of(self.finalists).items()}
+        for at, curve in enumerate(self.shorter):
+            arrays |= {f"shorter{at}/{name}": array for name, array in arrays_of(curve).items()}
+        scalars = {name: np.array(getattr(self, name)) for name in _SCALARS}
+        rules = {f"rules/{name}": np.array(rate) for name, rate in self.rules.items()}
+        write_arrays(path, arrays | scalars | rules)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Suggestion":
+        """Read a suggestion that `save` wrote.
+
+        Raises:
+          ValueError: the file holds something else.
+        """
+        with np.load(npz_path(path)) as file:
+            if missing := [name for name in _SCALARS if name not in file]:
+                raise ValueError(f"{path} holds no suggestion: it lacks {', '.join(missing)}.")
+            parts = {name.split("/")[0] for name in file.files}
+            return cls(
+                **{name: file[name].item() for name in _SCALARS},
+                curve=curve_in(file, path, "curve/"),
+                finalists=curve_in(file, path, "finalists/") if "finalists" in parts else None,
+                shorter=tuple(
+                    curve_in(file, path, f"shorter{at}/")
+                    for at in range(sum(part.startswith("shorter") for part in parts))
+                ),
+                rules={name: rate.item() for name, rate in below(file, "rules/").items()},
+            )
+
+    def plot(self, **options: Any) -> Any:
+        """`plots.plot_lr_curve` of the curve, with the suggestion and its interval."""
+        from .. import plots
+
+        return plots.plot_lr_curve(self.curve, suggestion=self, **options)
+
+    def _repr_png_(self) -> bytes | None:
+        return png(self)
+
+    def __str__(self) -> str:
+        stable = np.concatenate([curve.stable for curve in (*self.shorter, self.curve)])
+        diverged = f"{int((~stable).sum())} of {len(stable)}"
+        rows = [
+            ("learning rate", f"{self.learning_rate:.3g}"),
+            ("interval", f"{self.low:.3g} to {self.high:.3g}"),
+            ("lanes diverged", diverged),
+            ("lane-steps", f"{self.lane_steps:,}"),
+            *((f"  {name}", f"{rate:.3g}") for name, rate in self.rules.items()),
+        ]
+        if self.rules:
+            rows.insert(4, ("common rules", ""))
+        width = max(len(name) for name, _ in rows)
+        return "\n".join([*(f"{name:<{width}}  {value}".rstrip() for name, value in rows), self.reason])
+
+    __repr__ = __str__

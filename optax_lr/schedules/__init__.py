@@ -1,0 +1,29 @@
+"""Over time: schedules, pure functions of the step."""
+
+from . import curves as curves
+from .compose import clip_schedule as clip_schedule
+from .compose import in_epochs as in_epochs
+from .compose import join_schedules as join_schedules
+from .compose import multiply_schedules as multiply_schedules
+from .compose import rescale_for_batch as rescale_for_batch
+from .compose import sample_schedule as sample_schedule
+from .compose import scale_schedule as scale_schedule
+from .compose import shift_schedule as shift_schedule
+from .compose import with_warmup as with_warmup
+from .cycles import Cycles as Cycles
+from .cyclical import cyclical_momentum_schedule as cyclical_momentum_schedule
+from .cyclical import cyclical_schedule as cyclical_schedule
+from .cyclical import sgdr_schedule as sgdr_schedule
+from .decays import exponential_decay_schedule as exponential_decay_schedule
+from .decays import inverse_sqrt_schedule as inverse_sqrt_schedule
+from .decays import inverse_time_schedule as inverse_time_schedule
+from .decays import multistep_decay_schedule as multistep_decay_schedule
+from .decays import polynomial_decay_schedule as polynomial_decay_schedule
+from .decays import step_decay_schedule as step_decay_schedule
+from .phases import anneal_schedule as anneal_schedule
+from .phases import geometric_schedule as geometric_schedule
+from .phases import knot_schedule as knot_schedule
+from .phases import one_cycle_momentum_schedule as one_cycle_momentum_schedule
+from .phases import one_cycle_schedule as one_cycle_schedule
+from .phases import slanted_triangular_schedule as slanted_triangular_schedule
+from .phases import warmup_stable_decay_schedule as warmup_stable_decay_schedule

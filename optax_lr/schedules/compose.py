@@ -1,0 +1,305 @@
+"""Composition: schedules to a schedule.
+
+A part may be any function of the step: one of ours, one of Optax's, or your own. What is added here keeps a
+step an integer where it can: the part of an integer step sees integers.
+"""
+
+import functools
+import math
+import operator
+from collections.abc import Iterable, Sequence
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from .. import checks
+from ..types import Array, Curve, Float, ScalarLike, Schedule, Step
+from . import curves
+from .cycles import Time, as_float, clock, divide, later, reached, since, span
+from .phases import phase
+
+
+def with_warmup(
+    schedule: Schedule,
+    warmup_steps: ScalarLike,
+    *,
+    init_value: ScalarLike = 0.0,
+    curve: Curve = curves.linear,
+) -> Schedule:
+    """A warm-up before a schedule, whose own clock starts when the warm-up ends.
+
+    With w = `warmup_steps`:
+    1. t < w: init_value + (schedule(0) - init_value) * curve(t / w)
+    2. from there: schedule(t - w)
+
+    Args:
+      schedule: what follows.
+      warmup_steps: w, at least 0.
+      init_value: the value at step 0 of a warm-up, at least 0.
+      curve: progress in [0, 1] to weight in [0, 1].
+
+    Returns:
+      A function from a step to a float32 scalar.
+
+    Raises:
+      ValueError: a concrete number is out of its range, or `schedule` is not a function.
+
+    >>> import optax_lr as olr
+    >>> schedule = with_warmup(olr.anneal_schedule(1.0, 0.0, 100), 10)
+    >>> [round(float(schedule(step)), 4) for step in (0, 5, 10, 60, 110)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+
+    Source: Goyal et al. 2017 (arXiv:1706.02677), section 2.2.
+    """
+    part = checks.function("schedule", schedule)
+    init = checks.number("init_value", init_value, minimum=0)
+    warmup = span(checks.steps("warmup_steps", warmup_steps, minimum=0))
+
+    def warmed_up(step: Step) -> Array:
+        time = clock(step)
+        # Before the warm-up ends, the schedule's clock stands at 0.
+        return phase(init, _value(part, since(time, warmup), step), curve, time, warmup)
+
+    return warmed_up
+
+
+def shift_schedule(schedule: Schedule, steps: ScalarLike) -> Schedule:
+    """A schedule whose clock starts some steps ahead: schedule(t + steps).
+
+    Args:
+      schedule: what is shifted.
+      steps: how far ahead, at least 0. The clock saturates at 2^31 - 1.
+
+    Returns:
+      A function from a step to a float32 scalar.
+
+    Raises:
+      ValueError: a concrete number is out of its range, or `schedule` is not a function.
+
+    >>> import optax_lr as olr
+    >>> float(shift_schedule(olr.anneal_schedule(1.0, 0.0, 100), 50)(0))
+    0.5
+    """
+    part = checks.function("schedule", schedule)
+    ahead = span(checks.steps("steps", steps, minimum=0))
+    return lambda step: _value(part, later(clock(step), ahead), step)
+
+
+def join_schedules(schedules: Sequence[Schedule], boundaries: Iterable[ScalarLike]) -> Schedule:
+    """One schedule after another, each with its own clock, which starts at 0 on its boundary.
+
+    value(t) = schedules[i](t - boundaries[i - 1]) for the last boundary up to t, else schedules[0](t).
+
+    Args:
+      schedules: at least one. None of them sees a step below 0, so that gradients stay finite.
+      boundaries: where each schedule but the first begins: steps from 0 on, in increasing order; each may be
+        traced. Between two equal ones nothing runs.
+
+    Returns:
+      A function from a step to a float32 scalar.
+
+    Raises:
+      ValueError: the numbers of schedules and boundaries do not fit, boundaries decrease, or a schedule is
+        not a function.
+
+    >>> import optax_lr as olr
+    >>> up, down = olr.anneal_schedule(0.0, 1.0, 10), olr.anneal_schedule(1.0, 0.0, 20)
+    >>> [round(float(join_schedules([up, down], [10])(step)), 4) for step in (0, 5, 10, 20, 30)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    parts = [checks.function(f"schedules[{i}]", part) for i, part in enumerate(schedules)]
+    if not parts:
+        raise ValueError(f"schedules must hold at least one schedule, got {schedules!r}.")
+    checked = checks.boundaries("boundaries", boundaries, number=len(parts) - 1)
+    starts = [span(boundary) for boundary in checked]
+
+    def joined(step: Step) -> Array:
+        time = clock(step)
+        later_values = [
+            (start, _value(part, since(time, start), step))
+            for start, part in zip(starts, parts[1:], strict=True)
+        ]
+        return functools.reduce(
+            lambda value, later_one: jnp.where(reached(time, later_one[0]), later_one[1], value),
+            later_values,
+            _value(parts[0], time, step),
+        )
+
+    return joined
+
+
+def scale_schedule(schedule: Schedule, factor: ScalarLike) -> Schedule:
+    """A schedule times a number: factor * schedule(t).
+
+    Args:
+      schedule: what is scaled.
+      factor: any finite number; -1 turns a rate into what `optax.scale_by_schedule` wants.
+
+    Returns:
+      A function from a step to a float32 scalar.
+
+    Raises:
+      ValueError: a concrete `factor` is not finite, or `schedule` is not a function.
+
+    >>> import optax_lr as olr
+    >>> float(scale_schedule(olr.anneal_schedule(1.0, 0.0, 100), 0.5)(50))
+    0.25
+    """
+    part = checks.function("schedule", schedule)
+    times = checks.number("factor", factor)
+    return lambda step: times * _value(part, clock(step), step)
+
+
+def multiply_schedules(*schedules: Schedule) -> Schedule:
+    """The product of schedules at the same step.
+
+    Args:
+      schedules: at least one.
+
+    Returns:
+      A function from a step to a float32 scalar.
+
+    Raises:
+      ValueError: there is none, or one is not a function.
+
+    >>> import optax_lr as olr
+    >>> fade = olr.knot_schedule({80: 1.0, 100: 0.0})
+    >>> cooled = multiply_schedules(olr.inverse_sqrt_schedule(1.0, 10), fade)
+    >>> [round(float(cooled(step)), 4) for step in (10, 40, 90, 100)]
+    [1.0, 0.5, 0.1667, 0.0]
+    """
+    parts = [checks.function(f"schedules[{i}]", part) for i, part in enumerate(schedules)]
+    if not parts:
+        raise ValueError("schedules must hold at least one schedule, got ().")
+    return lambda step: functools.reduce(operator.mul, (_value(part, clock(step), step) for part in parts))
+
+
+def clip_schedule(schedule: Schedule, min_value: ScalarLike, max_value: ScalarLike) -> Schedule:
+    """A schedule kept between two values.
+
+    Args:
+      schedule: what is clipped.
+      min_value: the smallest value.
+      max_value: the largest value, at least `min_value`.
+
+    Returns:
+      A function from a step to a float32 scalar.
+
+    Raises:
+      ValueError: a concrete number is not finite, `max_value` is below `min_value`, or `schedule` is not a
+        function.
+
+    >>> import optax_lr as olr
+    >>> schedule = clip_schedule(olr.anneal_schedule(1.0, 0.0, 100), 0.25, 0.75)
+    >>> [float(schedule(step)) for step in (0, 50, 100)]
+    [0.75, 0.5, 0.25]
+    """
+    part = checks.function("schedule", schedule)
+    low, high = checks.number("min_value", min_value), checks.number("max_value", max_value)
+    checks.not_below("max_value", high, "min_value", low)
+    return lambda step: jnp.clip(_value(part, clock(step), step), low, high)
+
+
+def in_epochs(schedule: Schedule, steps_per_epoch: ScalarLike, *, staircase: bool = False) -> Schedule:
+    """A schedule that reads epochs, as a schedule that reads steps.
+
+    value(t) = schedule(t // n + (t % n) / n), with n = `steps_per_epoch`
+
+    Args:
+      schedule: what reads epochs, in float32 (which has steps of 1/1024 up to epoch 8,192).
+      steps_per_epoch: n, at least 1; a fraction where the last batch of an epoch is smaller.
+      staircase: whether the schedule sees whole epochs alone, as integers.
+
+    Returns:
+      A function from a step to a float32 scalar.
+
+    Raises:
+      ValueError: a concrete number is out of its range, or `schedule` is not a function.
+
+    >>> import optax_lr as olr
+    >>> epochs = olr.anneal_schedule(1.0, 0.0, 2)
+    >>> [round(float(in_epochs(epochs, 100)(step)), 4) for step in (0, 100, 150, 200)]
+    [1.0, 0.5, 0.1464, 0.0]
+    >>> [round(float(in_epochs(epochs, 100, staircase=True)(step)), 4) for step in (0, 100, 150, 200)]
+    [1.0, 0.5, 0.5, 0.0]
+    """
+    part = checks.function("schedule", schedule)
+    epoch = span(checks.steps("steps_per_epoch", steps_per_epoch))
+
+    def by_step(step: Step) -> Array:
+        index, rest = divide(clock(step), epoch)
+        epochs = index if staircase else index.astype(float) + as_float(rest) / as_float(epoch)
+        return jnp.asarray(part(epochs), float)
+
+    return by_step
+
+
+def sample_schedule(schedule: Schedule, num_steps: int) -> Float[Array, "steps"]:
+    """The values at steps 0 to num_steps - 1, in one vmapped call: to print, to plot, to compare.
+
+    Args:
+      schedule: a function of the step.
+      num_steps: how many values, at least 1; concrete.
+
+    Raises:
+      ValueError: `num_steps` is traced, has a fraction or is below 1, or `schedule` is not a function.
+
+    >>> import optax_lr as olr
+    >>> sample_schedule(olr.knot_schedule({0: 0.0, 2: 1.0}), 4).tolist()
+    [0.0, 0.5, 1.0, 1.0]
+    """
+    part = checks.function("schedule", schedule)
+    if checks.is_traced(num_steps):
+        raise ValueError(f"num_steps must be concrete, got {num_steps}.")
+    number = checks.steps("num_steps", num_steps, whole=True)
+    return jax.jit(jax.vmap(lambda step: jnp.asarray(part(step), float)))(jnp.arange(number))
+
+
+def rescale_for_batch(
+    learning_rate: ScalarLike,
+    from_batch_size: ScalarLike,
+    to_batch_size: ScalarLike,
+    *,
+    rule: Literal["linear", "sqrt"] = "linear",
+) -> float | Array:
+    """A learning rate found at one batch size, for another.
+
+    With k = to_batch_size / from_batch_size: learning_rate * k ("linear", for SGD) or * sqrt(k) ("sqrt", for
+    Adam and its kin). To rescale a schedule: `scale_schedule(schedule, rescale_for_batch(1.0, 256, 1024))`.
+
+    Args:
+      learning_rate: at least 0.
+      from_batch_size, to_batch_size: examples a step, at least 1.
+      rule: "linear" or "sqrt".
+
+    Returns:
+      A Python float, or an array where an argument is traced.
+
+    Raises:
+      ValueError: a concrete number is out of its range, or the rule is another word.
+
+    >>> rescale_for_batch(0.1, 256, 1024), rescale_for_batch(1e-3, 256, 1024, rule="sqrt")
+    (0.4, 0.002)
+
+    Source: Goyal et al. 2017 (arXiv:1706.02677), section 2.1; Malladi et al. 2022 (arXiv:2205.10287).
+    """
+    rate = checks.number("learning_rate", learning_rate, minimum=0)
+    checks.choice("rule", rule, ("linear", "sqrt"))
+    ratio = checks.number("to_batch_size", to_batch_size, minimum=1) / checks.number(
+        "from_batch_size", from_batch_size, minimum=1
+    )
+    if rule == "linear":
+        return rate * ratio
+    return rate * (math.sqrt(ratio) if isinstance(ratio, float) else jnp.sqrt(ratio))
+
+
+def _value(schedule: Schedule, time: Time, step: Step) -> Array:
+    """A schedule's value at a time: at an integer step where that is whole, unless `step` came as a float."""
+    whole = jnp.minimum(time.whole, checks.MAX_STEP).astype(jnp.int32)
+    if isinstance(time.part, int):
+        return jnp.asarray(schedule(whole), float)
+    between = jnp.asarray(schedule(as_float(time)), float)
+    if jnp.issubdtype(jnp.asarray(step).dtype, jnp.floating):
+        return between
+    return jnp.where(time.part == 0, jnp.asarray(schedule(whole), float), between)
