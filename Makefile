@@ -32,7 +32,7 @@ bench: $(VENV)/.installed
 	$(VENV)/bin/python -m pip install --quiet '.[bench]'
 	for script in benchmarks/*.py; do $(VENV)/bin/python $$script || exit 1; done
 
-$(VENV)/.installed: EXTRAS := flax,plots,checkpoints,examples,dev
+$(VENV)/.installed: EXTRAS := flax,plots,examples,dev
 $(ACCELERATORS)/.installed: EXTRAS := accelerators,dev
 $(VENV)/.installed $(ACCELERATORS)/.installed: %/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

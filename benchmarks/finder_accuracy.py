@@ -139,7 +139,7 @@ def find_truth(
 
 
 CUSTOMARY = {"momentum": 0.1, "adam": 1e-3, "lion": 1e-4, "clipped adamw": 1e-3}
-RAMP_RULES = ("steepest", "valley", "slide", "minimum over ten", "before rise")
+RAMP_RULES = ("steepest", "valley", "slide", "minimum_over_ten", "before_rise")
 
 
 def searches(problem: Problem, name: str, draw: int) -> dict[str, dict[str, float]]:
@@ -171,8 +171,9 @@ def searches(problem: Problem, name: str, draw: int) -> dict[str, dict[str, floa
     # As fastai cuts it.
     curve = ramp.take(slice(10, -5))
     for rule in RAMP_RULES:
-        timed(f"ramp, {rule}", lambda rule=rule: olr.suggest.CLASSIC_RULES[rule](curve))
-        found[f"ramp, {rule}"].update(steps=ramp.lane_steps, seconds=seconds)
+        row = f"ramp, {rule.replace('_', ' ')}"
+        timed(row, lambda rule=rule: getattr(olr.suggest, rule)(curve))
+        found[row].update(steps=ramp.lane_steps, seconds=seconds)
     found["a customary rate"] = {"rate": CUSTOMARY[name], "steps": 0, "seconds": 0.0}
     return found
 

@@ -2,7 +2,7 @@
 
 The same runs, from the same parameters through the same batches, are trained by
 
-- `olr`: `optax_lr.lr_sweep` cold; warm, the second and later runs of one `optax_lr.sweep.Engine`, which is what a
+- `olr`: `optax_lr.lr_sweep` cold; warm, the second and later calls of one `optax_lr.sweep`, which is what a
   refinement meets;
 - `loop`: a Python loop that builds optimizer and jitted step for each rate, and so compiles for each rate, again
   at every run: it has no warm figure. Its first rate is timed, then as many as `--loop-rates` says, and the others
@@ -37,7 +37,6 @@ import optax
 from sklearn.datasets import load_digits
 
 import optax_lr as olr
-from optax_lr.engine.sweep import Engine
 
 BATCH, WIDTH, HEADS, CONTEXT, VOCABULARY = 64, 64, 4, 64, 128
 OPTIMIZERS = {"Adam": optax.adam, "SGD": optax.sgd}
@@ -242,8 +241,8 @@ def olr_cold(problem: Problem, optimizer: str, rates: np.ndarray) -> Way:
     return run
 
 
-def engine_of(problem: Problem, optimizer: str) -> Engine:
-    """What `lr_sweep` makes of a problem, kept for later runs."""
+def sweep_of(problem: Problem, optimizer: str) -> Callable[[np.ndarray], olr.SweepResult]:
+    """A sweep of a problem, whose second call compiles nothing."""
     make = OPTIMIZERS[optimizer]
     train = training_step(problem, make)
 
@@ -254,12 +253,23 @@ def engine_of(problem: Problem, optimizer: str) -> Engine:
         params, state, loss = train(*carry, rate, batch)
         return (params, state), {"loss": loss}
 
-    return Engine(step, num_steps=len(problem.batches[0]), init=init)
+    def run(rates: np.ndarray) -> olr.SweepResult:
+        return olr.sweep(
+            step,
+            problem.params,
+            rates,
+            problem.batches,
+            num_steps=len(problem.batches[0]),
+            init=init,
+            progress=False,
+        )
+
+    return run
 
 
 def olr_warm(problem: Problem, optimizer: str, rates: np.ndarray) -> Way:
-    engine = engine_of(problem, optimizer)
-    return lambda: engine.run(problem.params, rates, problem.batches, progress=False).metrics["loss"][0]
+    run = sweep_of(problem, optimizer)
+    return lambda: run(rates).metrics["loss"][0]
 
 
 def train_by_hand(problem: Problem, step: Callable, state: Any) -> list[Any]:
@@ -437,18 +447,16 @@ def early_exit(problems: list[Problem], num_rates: int, rounds: int) -> None:
         "| SGD | lanes that diverge | steps executed | time | time / steps executed |\n|---|---|---|---|---|"
     )
     for problem in problems:
-        engine = engine_of(problem, "SGD")
-        steps = engine.num_steps
+        run, steps = sweep_of(problem, "SGD"), len(problem.batches[0])
         stable = np.geomspace(*BOUNDS["SGD"], num_rates).astype(np.float32)
-
-        def sweep(rates: np.ndarray, engine: Engine = engine, problem: Problem = problem) -> Any:
-            return engine.run(problem.params, rates, problem.batches, progress=False).diverged_at[0]
 
         # None, and the highest quarter, half and three quarters of the rates, far above what trains.
         lost = [np.arange(num_rates) >= num_rates * (4 - k) // 4 for k in (1, 2, 3)]
         sets = [stable] + [np.where(which, 1e3, stable) for which in lost]
-        stops = [sweep(rates.astype(np.float32)) for rates in sets]
-        seconds = np.array([[seconds_of(lambda r=r: sweep(r))[0] for r in sets] for _ in range(rounds)])
+        stops = [run(rates.astype(np.float32)).diverged_at[0] for rates in sets]
+        seconds = np.array(
+            [[seconds_of(lambda r=r, run=run: run(r))[0] for r in sets] for _ in range(rounds)]
+        )
         for at, taken in zip(stops, (seconds / seconds[:, :1]).T, strict=True):
             executed = np.where(at < 0, steps, at + 1).mean() / steps
             ratio = statistics.median(taken)

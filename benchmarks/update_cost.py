@@ -35,7 +35,7 @@ def optimizers(labels: dict[str, int]) -> dict[str, optax.GradientTransformation
         "AdamW, compiled once more": adamw(1e-3),
         "24 multipliers, scale_by_label": adamw(1e-3, olr.scale_by_label(factors, labels)),
         "24 schedules, scale_by_label": adamw(1e-3, olr.scale_by_label(restarts, labels)),
-        "5 groups, unfreeze_at": olr.unfreeze_at(adamw(1e-3), labels, halves),
+        "5 groups, unfreeze_at": olr.unfreeze_at(adamw(1e-3), halves, labels),
         "24 x AdamW, optax.partition": optax.partition(
             {label: adamw(1e-3 * factor) for label, factor in factors.items()}, labels
         ),

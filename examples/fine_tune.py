@@ -55,7 +55,7 @@ def frozen_epoch_then_half(rate):
 
 
 def sweep(multipliers, starts=None, schedule=lambda rate: olr.one_cycle_schedule(rate, data.STEPS), steps=60):
-    tx = olr.fine_tune(optax.scale_by_adam(), LAYERS, multipliers, starts=starts)
+    tx = olr.fine_tune(optax.scale_by_adam(), multipliers, LAYERS, starts=starts)
     curve = olr.nnx.lr_sweep(
         lambda model, batch: loss_fn(model, model.labeled[batch]),
         lambda key: pretrained(int(jax.random.randint(key, (), 0, 10**9)), steps),
@@ -66,13 +66,13 @@ def sweep(multipliers, starts=None, schedule=lambda rate: olr.one_cycle_schedule
     return curve.eval_losses[..., -1], curve.eval_metrics["accuracy"][..., -1]
 
 
-ADAM, EPOCH, PARAMS = optax.adam(3e-3), data.EPOCH, nnx.state(Network(nnx.Rngs(0)), nnx.Param)
-LAYERS = olr.label_by_depth([r"block/(\d+)/.*", "head/.*"]).resolve(PARAMS)
-EVEN, SPREAD = {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0}, olr.geometric_multipliers(LAYERS, 0.01, 1.0)
+ADAM, EPOCH = optax.adam(3e-3), data.EPOCH
+LAYERS = olr.label_by_depth([r"block/(\d+)/.*", "head/.*"])
+EVEN, SPREAD = {0: 1.0, 1: 1.0, 2: 1.0, 3: 1.0}, olr.geometric_multipliers(0.01, 1.0)
 found = {
     "one rate for all": sweep(EVEN),
     "head x 10": sweep({0: 0.1, 1: 0.1, 2: 0.1, 3: 1.0}),
-    "gradual unfreezing": sweep(olr.layer_decay(LAYERS, 1 / 2.6), {2: EPOCH, 1: 2 * EPOCH, 0: 3 * EPOCH}),
+    "gradual unfreezing": sweep(olr.layer_decay(1 / 2.6), {2: EPOCH, 1: 2 * EPOCH, 0: 3 * EPOCH}),
     "fastai's recipe": sweep(SPREAD, {0: EPOCH, 1: EPOCH, 2: EPOCH}, frozen_epoch_then_half),
     "one rate, from scratch": sweep(EVEN, steps=0),
 }

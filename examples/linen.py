@@ -39,7 +39,7 @@ def pretrained(key):
 def fine_tuned(params, key, rate, body):
     labels = olr.label_by_path({"head/.*": "head", "block_.*": "body"})
     schedule = olr.one_cycle_schedule(rate, data.STEPS)
-    tx = olr.fine_tune(optax.adam(schedule), labels, {"head": 1.0, "body": body})
+    tx = olr.fine_tune(optax.adam(schedule), {"head": 1.0, "body": body}, labels)
     params = train(params, tx, jax.random.permutation(key, data.POOL)[data.ORDER])
     right = Network().apply({"params": params}, data.TEST).argmax(-1) == data.LABELS[data.TEST]
     return loss_fn(params, data.VALID), right.mean()

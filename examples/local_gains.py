@@ -16,7 +16,6 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import optax_lr as olr
-from optax_lr.adaptive.gains import decode
 
 STEPS, SEEDS, HIDDEN = 150, 5, 32
 RATES = np.geomspace(0.01, 3.0, 12)
@@ -130,11 +129,8 @@ def main():
         print(
             f"{name:<16}{summary['min']:>7.2f}{summary['median']:>8.2f}{summary['max']:>7.2f}{at_bound:>12.1%}"
         )
-    leaves = jax.tree.leaves_with_path(state[0].gains.coded)
-    gains = {
-        jax.tree_util.keystr(path, simple=True, separator="/"): np.ravel(decode(coded)[0])
-        for path, coded in leaves
-    }
+    leaves = jax.tree.leaves_with_path(state[0].gains)
+    gains = {jax.tree_util.keystr(path, simple=True, separator="/"): np.ravel(gain) for path, gain in leaves}
     plot(losses, best, gains)
     print(f"\nPicture: {OUT / 'local_gains.png'}\n{time.perf_counter() - start:.0f} s")
 

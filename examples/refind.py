@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import matplotlib.pyplot as plt
 import numpy as np
 import optax
-from digits import BATCH, OUT, accuracy, batches_of, init, load, loss_fn
+from digits import BATCH, OUT, batches_of, init, load, logits, loss_fn
 
 import optax_lr as olr
 
@@ -31,6 +31,10 @@ def train(params, state, batches, rates):
         return (optax.apply_updates(params, updates), state), None
 
     return jax.lax.scan(step, (params, state), (batches, rates))[0]
+
+
+def accuracy(params, data):
+    return float((logits(params, data[0]).argmax(-1) == data[1]).mean())
 
 
 def train_and_refind(params, batches, validation, rate, stretch):

@@ -29,7 +29,7 @@ def adam(learning_rate, decay=0.75):
         optax.clip_by_global_norm(1.0),
         optax.scale_by_adam(),
         olr.scale_by_label({depth: decay ** (3 - depth) for depth in range(4)}, LAYERS),
-        olr.reduce_on_plateau(factor=0.5, patience=1, window=EVERY),
+        olr.reduce_on_plateau(factor=0.5, patience=1, every=EVERY),
         olr.scale_by_learning_rate(learning_rate),
     )
 

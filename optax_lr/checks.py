@@ -17,6 +17,9 @@ from .types import Array, PyTree
 
 MAX_STEP = 2**31 - 1
 
+MUST_BE_CALLED = "_optax_lr_must_be_called"
+"""The attribute of a factory of schedules or curves: what is wanted is what it returns."""
+
 
 def is_traced(value: Any) -> bool:
     """Whether `value` is known only when the compiled program runs."""
@@ -79,11 +82,12 @@ def steps(
 ) -> int | float | Array:
     """A number of steps: an int where it is whole, else a float; a traced one is raised to `minimum`.
 
-    With `whole`, a fraction is refused, and a traced float is rounded down to an int32.
+    With `whole`, a fraction is refused, and a traced float is rounded down to an int32. A value between 0 and 1
+    is refused: it is a share of the run, given where a number of steps is asked for.
 
     Raises:
-      ValueError: a concrete value is not a finite scalar, is below `minimum`, is above `maximum` (2^31 - 1), or
-        has a fraction that it may not have.
+      ValueError: a concrete value is not a finite scalar, is below `minimum`, is above `maximum` (2^31 - 1), lies
+        between 0 and 1, or has a fraction that it may not have.
     """
     most = "2^31 - 1" if maximum == MAX_STEP else maximum
     expected = f"a {'whole ' if whole else ''}number of {unit} from {minimum} to {most}"
@@ -96,6 +100,8 @@ def steps(
         # The largest float32 below 2^31 is the largest that an int32 can take.
         return jnp.minimum(count, 2.0**31 - 2.0**7).astype(jnp.int32) if whole else count
     known = _as_float(name, value, expected)
+    if 0 < known < 1:
+        raise _refusal(name, f"a number of {unit}, not a share", repr(value))
     if not (minimum <= known <= maximum and (known.is_integer() or not whole)):
         raise _refusal(name, expected, repr(value))
     return int(known) if known.is_integer() else known
@@ -123,10 +129,41 @@ def function(name: str, value: Any) -> Any:
     """A function, such as a schedule.
 
     Raises:
-      ValueError: `value` cannot be called.
+      ValueError: `value` cannot be called, or is a factory that has not been called.
     """
     if not callable(value):
         raise _refusal(name, "a function", repr(value))
+    if getattr(value, MUST_BE_CALLED, False):
+        raise _refusal(name, "a function", f"{value.__name__}, which must be called to make one")
+    return value
+
+
+def curve(name: str, value: Any) -> Any:
+    """A curve: from a progress in [0, 1] to a weight in [0, 1], rising.
+
+    It is tried at 0 and at 1. Where its weights are traced, only their shape is checked.
+
+    Raises:
+      ValueError: `value` is no such function, or is the maker of a curve that has not been called.
+    """
+    expected = "a rising curve, such as curves.cosine or curves.tanh()"
+    if getattr(value, MUST_BE_CALLED, False):
+        raise _refusal(name, expected, f"{value.__name__}, which must be called to make one")
+    own = getattr(value, "function", value)
+    if getattr(own, "__module__", "") == f"{__package__}.schedules.curves":
+        return value  # Known to rise, and a trial is a dozen small computations.
+    try:
+        with jax.ensure_compile_time_eval():
+            weights = [jnp.asarray(value(jnp.asarray(progress, float))) for progress in (0.0, 1.0)]
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _refusal(name, expected, repr(value)) from error
+    if any(weight.ndim for weight in weights):
+        raise _refusal(name, expected, f"one whose weights have shape {weights[0].shape}")
+    if any(map(is_traced, weights)):
+        return value
+    first, last = map(float, weights)
+    if not -0.01 <= first < last <= 1.01:
+        raise _refusal(name, expected, f"one that goes from {first:g} to {last:g}")
     return value
 
 
@@ -200,3 +237,32 @@ def _as_float(name: str, value: Any, expected: str) -> float:
 
 def _refusal(name: str, expected: str, got: str) -> ValueError:
     return ValueError(f"{name} must be {expected}, got {got}.")
+
+
+def not_traced(name: str, *trees: PyTree) -> None:
+    """Refuse traced arrays, and a call while JAX traces: a search reads the numbers of its arguments.
+
+    Raises:
+      ValueError: a leaf is traced, or the call stands inside `jit` or `scan`.
+    """
+    with jax.transfer_guard("allow"):
+        # Inside jit even a constant is traced.
+        ambient = jax.lax.full((), 0.0)
+    if any(is_traced(leaf) for leaf in jax.tree.leaves((ambient, trees))):
+        raise ValueError(
+            f"{name} cannot be called inside jit, vmap or grad: it compiles programs of its own."
+        )
+
+
+def no_module(name: str, value: Any) -> None:
+    """Refuse a module of Flax NNX where parameters are asked for.
+
+    Raises:
+      ValueError: `value` is one.
+    """
+    bases = {(base.__module__.partition(".")[0], base.__qualname__) for base in type(value).__mro__}
+    if ("flax", "Module") in bases and hasattr(value, "eval"):
+        raise ValueError(
+            f"{name} must be a pytree of arrays, got the module {type(value).__name__}: optax_lr.nnx has the same "
+            "functions for modules."
+        )

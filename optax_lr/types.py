@@ -4,7 +4,6 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import jax
-from jax import typing as jax_typing
 
 if TYPE_CHECKING:
     from jaxtyping import Array as Array
@@ -17,7 +16,25 @@ if TYPE_CHECKING:
     from jaxtyping import UInt32 as UInt32
 else:
     # Shapes are for those who check them, which is how the tests import this: jaxtyping costs users 10 ms.
-    Array, ArrayLike, ScalarLike = jax.Array, jax_typing.ArrayLike, jax_typing.ArrayLike
+    class Word:
+        """An annotation that `help` prints as it is written, not as the union that it stands for."""
+
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __repr__(self) -> str:
+            return self.name
+
+        def __or__(self, other: Any) -> "Word":
+            return Word(f"{self} | {_written(other)}")
+
+        def __ror__(self, other: Any) -> "Word":
+            return Word(f"{_written(other)} | {self}")
+
+    def _written(annotation: Any) -> str:
+        return annotation.__name__ if isinstance(annotation, type) else repr(annotation)
+
+    Array, ArrayLike, ScalarLike = jax.Array, Word("ArrayLike"), Word("ScalarLike")
 
     class Shaped:
         """An annotation without its shape: `Shaped[Array, "steps"]` is `Array`."""
@@ -36,6 +53,9 @@ Step: TypeAlias = ScalarLike
 Schedule: TypeAlias = Callable[[Step], Array]
 """The value at a step. A pure function, with Optax's own signature."""
 
+PeakToSchedule: TypeAlias = Callable[[Any], Callable[[Any], Any]]
+"""From a peak to any function of the step: a schedule of this package, of Optax, or one's own."""
+
 Curve: TypeAlias = Callable[[Array], Array]
 """The weight in [0, 1] at a progress in [0, 1]; it rises from 0 to 1."""
 
@@ -47,3 +67,7 @@ Labels: TypeAlias = PyTree
 
 Metrics: TypeAlias = Mapping[str, Array]
 """What one training step reports, by name: scalars, `loss` among them."""
+
+if not TYPE_CHECKING:
+    PyTree, Step, Schedule, Curve, Labels = map(Word, "PyTree Step Schedule Curve Labels".split())
+    PeakToSchedule = Word("PeakToSchedule")

@@ -19,7 +19,14 @@ def each_parameter(one, gradients):
 
 
 def local_gains(
-    gradients, increase=0.05, decrease=0.95, min_gain=0.1, max_gain=10.0, momentum=None, nesterov=False
+    gradients,
+    increase=0.05,
+    decrease=0.95,
+    min_gain=0.1,
+    max_gain=10.0,
+    momentum=None,
+    nesterov=False,
+    keep_sign=False,
 ):
     def one(column):
         gain, last, velocity, updates = clip(1.0, min_gain, max_gain), 0.0, 0.0, []
@@ -32,7 +39,7 @@ def local_gains(
                 gain = clip(gain + increase, min_gain, max_gain)
             elif product < 0:
                 gain = clip(gain * decrease, min_gain, max_gain)
-            last = g
+            last = last if keep_sign and g == 0 else g
             if momentum is None:
                 updates.append(gain * g)
                 continue
@@ -68,6 +75,7 @@ def rprop(
     min_step=1e-6,
     max_step=50.0,
     losses=None,
+    keep_sign=False,
 ):
     def one(column):
         size, last, last_update, last_loss, updates = initial_step, 0.0, 0.0, math.inf, []
@@ -76,7 +84,7 @@ def rprop(
             rose = not math.isfinite(loss) or loss > last_loss
             if math.isfinite(loss):
                 last_loss = loss
-            if not math.isfinite(g):
+            if not math.isfinite(g) or (keep_sign and g == 0):
                 updates.append(g)
                 continue
             if last * g > 0:
@@ -100,11 +108,11 @@ def plateau(
     factor=0.1,
     patience=10,
     mode="min",
-    threshold=1e-4,
-    threshold_mode="rel",
+    rtol=1e-4,
+    atol=0.0,
     cooldown=0,
     min_scale=0.0,
-    window=1,
+    accumulation_size=1,
     raise_factor=None,
     raise_patience=None,
     raise_after_progress=None,
@@ -122,20 +130,23 @@ def plateau(
                 scale, bad, good, pause, gathered = max(scale * factor, min_scale), 0, 0, cooldown, []
             continue
         gathered.append(value if mode == "min" else -value)
-        if len(gathered) < window:
+        if len(gathered) < accumulation_size:
             continue
-        metric, gathered = sum(gathered) / window, []
-        margin = 0.0 if best is None else threshold * (abs(best) if threshold_mode == "rel" else 1.0)
+        metric, gathered = sum(gathered) / accumulation_size, []
+        margin = 0.0 if best is None else rtol * abs(best) + atol
         if best is None or metric < best - margin:
             best, bad, good, stalled = metric, 0, good + 1, 0
         else:
             bad, good, stalled = bad + 1, 0, stalled + 1
         if pause > 0:
             pause, bad = pause - 1, 0
-        if (raise_patience and stalled == raise_patience) or (
+            continue
+        up = (raise_patience and stalled >= raise_patience) or (
             raise_after_progress and good >= raise_after_progress
-        ):
-            scale, bad, good = min(scale * (raise_factor or 1 / factor), max_scale), 0, 0
-        elif bad > patience:
-            scale, bad, pause = max(scale * factor, min_scale), 0, cooldown
+        )
+        if up and scale < max_scale:
+            scale = min(scale * (raise_factor or 1 / factor), max_scale)
+            bad, good, stalled, pause = 0, 0, 0, cooldown
+        elif factor is not None and bad > patience:
+            scale, bad, good, pause = max(scale * factor, min_scale), 0, 0, cooldown
     return np.array(scales)

@@ -6,8 +6,8 @@ from typing import Any
 
 NAN, INF = float("nan"), float("inf")
 RATES = (-0.1, NAN, INF, "big")
-COUNTS = (0, -3, NAN, INF, 2**31)
-MAYBE_EMPTY = (-1, NAN, 2**31)
+COUNTS = (0, -3, 0.1, NAN, INF, 2**31)
+MAYBE_EMPTY = (-1, 0.1, NAN, 2**31)
 FACTORS = (0.0, -0.5, 1.5, NAN)
 
 

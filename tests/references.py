@@ -68,6 +68,8 @@ def geometric(t, init_value, end_value, transition_steps):
 
 def phases(t, ends, values, curve=cosine):
     start = 0.0
+    if t >= ends[-1]:
+        return values[-1]
     for end, low, high in zip(ends, values, values[1:], strict=False):
         if t <= end:
             return low + (high - low) * curve((t - start) / (end - start))
@@ -78,7 +80,7 @@ def phases(t, ends, values, curve=cosine):
 def one_cycle(
     t,
     peak_value,
-    total_steps,
+    transition_steps,
     pct_start=0.3,
     div_factor=25.0,
     final_div_factor=1e4,
@@ -87,39 +89,93 @@ def one_cycle(
 ):
     first = peak_value / div_factor
     last = first / final_div_factor
-    top = pct_start * total_steps - 1
+    top = pct_start * transition_steps - 1
     if three_phase:
-        return phases(t, (top, 2 * top, total_steps - 1), (first, peak_value, first, last), curve)
-    return phases(t, (top, total_steps - 1), (first, peak_value, last), curve)
+        return phases(t, (top, 2 * top, transition_steps - 1), (first, peak_value, first, last), curve)
+    return phases(t, (top, transition_steps - 1), (first, peak_value, last), curve)
 
 
 def one_cycle_momentum(
-    t, total_steps, low_value=0.85, high_value=0.95, pct_start=0.3, three_phase=False, curve=cosine
+    t, transition_steps, min_value=0.85, max_value=0.95, pct_start=0.3, three_phase=False, curve=cosine
 ):
-    top = pct_start * total_steps - 1
-    end = 2 * top if three_phase else total_steps - 1
-    return phases(t, (top, end), (high_value, low_value, high_value), curve)
+    top = pct_start * transition_steps - 1
+    end = 2 * top if three_phase else transition_steps - 1
+    return phases(t, (top, end), (max_value, min_value, max_value), curve)
 
 
-def step_decay(t, init_value, decay_steps, decay_rate, end_value=0.0):
-    return max(init_value * decay_rate ** (t // decay_steps), end_value)
+def fastai_one_cycle(t, peak_value, transition_steps, pct_start=0.25, div_factor=25.0, final_div_factor=1e5):
+    values = peak_value / div_factor, peak_value, peak_value / final_div_factor
+    return phases(t, (pct_start * transition_steps, transition_steps), values)
 
 
-def multistep_decay(t, init_value, boundaries, decay_rate):
-    return init_value * decay_rate ** sum(t >= boundary for boundary in boundaries)
+def cosine_onecycle(t, transition_steps, peak_value, pct_start, div_factor, final_div_factor):
+    first = peak_value / div_factor
+    ends = math.floor(pct_start * transition_steps), transition_steps
+    return phases(t, ends, (first, peak_value, first / final_div_factor))
 
 
-def exponential_decay(t, init_value, decay_steps, decay_rate, end_value=0.0):
-    return max(init_value * decay_rate ** (t / decay_steps), end_value)
+def linear_onecycle(t, transition_steps, peak_value, pct_start, pct_final, div_factor, final_div_factor):
+    first = peak_value / div_factor
+    ends = [math.floor(share * transition_steps) for share in (pct_start, pct_final, 1)]
+    return phases(t, ends, (first, peak_value, first, first / final_div_factor), linear)
 
 
-def polynomial_decay(t, init_value, end_value, decay_steps, power=1.0, cycle=False):
-    span = decay_steps * max(math.ceil(t / decay_steps), 1) if cycle else decay_steps
+def piecewise_constant(t, init_value, first, second, third):
+    return init_value * math.prod(s for b, s in ((10, first), (40, second), (200, third)) if t >= b)
+
+
+def piecewise_linear(t, init_value, first, second, third, curve=linear):
+    values = np.cumprod([init_value, first, second, third])
+    return phases(t, (10, 40, 200), values, curve)
+
+
+def piecewise_cosine(t, *args, **kwargs):
+    return piecewise_linear(t, *args, **kwargs, curve=cosine)
+
+
+def exponential_decay(
+    t, init_value, transition_steps, decay_rate, transition_begin=0, staircase=False, end_value=None
+):
+    exponent = max(t - transition_begin, 0) / transition_steps
+    exponent = math.floor(exponent) if staircase else exponent
+    # By logarithms, for a growing power overflows at the last steps.
+    value = init_value * math.exp(min(exponent * math.log(decay_rate), 700))
+    if end_value is None or decay_rate == 1:
+        return value
+    return max(value, end_value) if decay_rate < 1 else min(value, end_value)
+
+
+def polynomial_decay(t, init_value, end_value, transition_steps, transition_begin=0, power=1.0, cycle=False):
+    t = max(t - transition_begin, 0)
+    span = transition_steps * max(math.ceil(t / transition_steps), 1) if cycle else transition_steps
     return end_value + (init_value - end_value) * (1 - min(t / span, 1.0)) ** power
 
 
-def inverse_time(t, init_value, decay_steps, decay_rate, power=1.0):
-    return init_value / (1 + decay_rate * t / decay_steps) ** power
+def cosine_decay(t, init_value, decay_steps, alpha=0.0, exponent=1.0):
+    decayed = (0.5 * (1 + math.cos(math.pi * min(t / decay_steps, 1)))) ** exponent
+    return init_value * ((1 - alpha) * decayed + alpha)
+
+
+def warmup_constant(t, init_value, peak_value, warmup_steps):
+    return peak_value if t >= warmup_steps else init_value + (peak_value - init_value) * t / warmup_steps
+
+
+def warmup_cosine_decay(t, init_value, peak_value, warmup_steps, decay_steps, end_value=0.0, exponent=1.0):
+    if t < warmup_steps:
+        return warmup_constant(t, init_value, peak_value, warmup_steps)
+    progress = min((t - warmup_steps) / (decay_steps - warmup_steps), 1)
+    decayed = (0.5 * (1 + math.cos(math.pi * progress))) ** exponent
+    return end_value + (peak_value - end_value) * decayed
+
+
+def warmup_exponential_decay(t, init_value, peak_value, warmup_steps, **decay):
+    if t < warmup_steps:
+        return warmup_constant(t, init_value, peak_value, warmup_steps)
+    return exponential_decay(t - warmup_steps, peak_value, **decay)
+
+
+def inverse_time(t, init_value, transition_steps, decay_rate, power=1.0):
+    return init_value / (1 + decay_rate * t / transition_steps) ** power
 
 
 def inverse_sqrt(t, peak_value, warmup_steps, timescale=None, init_value=0.0):
@@ -138,24 +194,29 @@ def height(t, up_steps, down_steps=None, mode="triangular", decay_rate=1.0, curv
     return h * {"triangular": 1.0, "triangular2": 2.0**-cycle, "exp_range": decay_rate**t}[mode]
 
 
-def cyclical(t, base_value, peak_value, *args, **kwargs):
-    return base_value + (peak_value - base_value) * height(t, *args, **kwargs)
+def cyclical(t, init_value, peak_value, *args, **kwargs):
+    return init_value + (peak_value - init_value) * height(t, *args, **kwargs)
 
 
-def cyclical_momentum(t, low_value, high_value, *args, **kwargs):
-    return high_value - (high_value - low_value) * height(t, *args, **kwargs)
+def cyclical_momentum(t, min_value, max_value, *args, **kwargs):
+    return max_value - (max_value - min_value) * height(t, *args, **kwargs)
 
 
 def cycle(t, first, growth=1):
     """Index, start and length of the cycle at time t, by adding lengths up; exact rational numbers."""
-    growth = Fraction(growth)
+    # A float stands for the share or the decimal that it was written as: 100 / 3, 33.4.
+    first, growth = Fraction(first).limit_denominator(10_000), Fraction(growth)
     if growth == 1:
         index = int(t // first)
-        return index, Fraction(index * first), Fraction(first)
-    index, start, real, length = 0, Fraction(0), Fraction(0), Fraction(first)
+        return index, index * first, first
+    index, start, real, length = 0, Fraction(0), Fraction(0), first
     while True:
+        if growth < 1 and length <= 1:
+            singles = math.floor(t - start)
+            return index + singles, start + singles, Fraction(1)
         real, length = real + length, length * growth
         after = round(real) if abs(real - round(real)) < 1e-6 else real
+        after = math.ceil(after) if growth < 1 and length <= 1 else after
         if t < after:
             return index, start, after - start
         index, start = index + 1, after
@@ -169,20 +230,23 @@ def sgdr(
     growth=1,
     limit=None,
     peak_decay=1.0,
+    end_decay=1.0,
     warmup_steps=0,
     curve=cosine,
 ):
     index, start, length = cycle(t, first, growth)
     if limit is not None and index >= limit:
-        return end_value
-    peak = peak_value * peak_decay**index
+        return end_value * end_decay ** (limit - 1)
+    peak, end = peak_value * peak_decay**index, end_value * end_decay**index
     progress = float((Fraction(t) - start) / length)
+    begin, after = math.ceil(start), math.ceil(start + length)
+    if growth < 1:
+        warmup_steps = min(warmup_steps, after - begin - 1)
     if warmup_steps:
-        begin = math.ceil(start)
         if t - begin < warmup_steps:
-            return end_value + (peak - end_value) * (t - begin) / warmup_steps
-        progress = (t - begin - warmup_steps) / (math.ceil(start + length) - begin - warmup_steps)
-    return peak + (end_value - peak) * curve(progress)
+            return end + (peak - end) * (t - begin) / warmup_steps
+        progress = (t - begin - warmup_steps) / (after - begin - warmup_steps)
+    return peak + (end - peak) * curve(progress)
 
 
 def warmup_stable_decay(
@@ -193,12 +257,12 @@ def warmup_stable_decay(
     decay_steps,
     init_value=0.0,
     end_value=0.0,
-    cycles=1,
+    num_cycles=1,
     warmup_curve=linear,
     decay_curve=cosine,
 ):
     index, t = divmod(t, warmup_steps + stable_steps + decay_steps)
-    if index >= cycles:
+    if index >= num_cycles:
         return end_value
     if t < warmup_steps:
         return init_value + (peak_value - init_value) * warmup_curve(t / warmup_steps)
@@ -208,9 +272,9 @@ def warmup_stable_decay(
     return peak_value + (end_value - peak_value) * decay_curve(p)
 
 
-def slanted_triangular(t, peak_value, total_steps, cut_fraction=0.1, ratio=32.0):
-    cut = math.floor(cut_fraction * total_steps)
-    q = t / cut if t < cut else 1 - (min(t, total_steps) - cut) / (total_steps - cut)
+def slanted_triangular(t, peak_value, transition_steps, cut_fraction=0.1, ratio=32.0):
+    cut = math.floor(cut_fraction * transition_steps)
+    q = t / cut if t < cut else 1 - (min(t, transition_steps) - cut) / (transition_steps - cut)
     return peak_value * (1 + q * (ratio - 1)) / ratio
 
 
@@ -243,10 +307,6 @@ def joined(t, first, second):
 
 def scaled(t, factor):
     return factor * inner(t)
-
-
-def multiplied(t):
-    return inner(t) * step_decay(t, 1.0, 100, 0.5)
 
 
 def clipped(t, min_value, max_value):

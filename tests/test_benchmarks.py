@@ -36,3 +36,12 @@ def test_diagnosis_prints_a_confusion_table_and_is_mostly_right() -> None:
         "all",
     ]
     assert float(rows["all"].split()[-1].strip("%")) >= 70
+
+
+def test_compare_prints_both_winners_and_the_price() -> None:
+    printed = run("benchmarks/compare.py", *"--problems 1 --steps 40".split())
+    ((grid, found, share),) = re.findall(
+        r"^\| digits, MLP \| (.*?) \| (.*?) \| (?:same|within noise|other) \| (\d+)% \|", printed, re.M
+    )
+    assert {grid, found} <= {line.split("  ")[0] for line in printed.splitlines()}
+    assert int(share) < 33

@@ -126,6 +126,22 @@ def test_gradients_by_every_number_are_finite(case):
 
 
 @each_schedule
+@pytest.mark.parametrize("dtype", [np.int32, np.float32])
+def test_nothing_is_promoted_silently(case, dtype):
+    numbers = {
+        name: jax.ShapeDtypeStruct((), dtype if isinstance(value, int) else np.float32)
+        for name, value in case.values.items()
+    }
+    with jax.numpy_dtype_promotion("strict"), jax.numpy_rank_promotion("raise"):
+        for step in (jax.ShapeDtypeStruct((), np.int32), jax.ShapeDtypeStruct((), np.float32)):
+            for build in (
+                lambda step, numbers: case.make(olr, **numbers)(step),
+                lambda step, _: case.make(olr)(step),
+            ):
+                assert jax.eval_shape(build, step, numbers) == jax.ShapeDtypeStruct((), np.float32)
+
+
+@each_schedule
 def test_no_loop_in_the_compiled_form(case):
     text = jax.jit(case.make(olr)).lower(jnp.int32(0)).compile().as_text()
     assert " while(" not in text

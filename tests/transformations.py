@@ -14,6 +14,9 @@ from cases import INF, NAN, Case
 
 STEPS = 6
 
+# Fields that record something for readers begin so: setting one changes nothing, and its name says why.
+RECORD = "last_"
+
 # Labels by path, so that they hold on every tree that the laws use: lists have indices for names.
 GROUPS = {r"bias|0|.*/bias": "first", r"kernel|1|.*/kernel": "second"}
 
@@ -27,7 +30,9 @@ class TransformationCase(Case):
     makes the transformation; without it the factory is called with the arguments by name. An inner
     optimizer in it keeps its floats in float32, so that one law serves all. `extra` are the extra arguments
     that an update needs, each stacked over the `STEPS` updates of a run. `bad` lists, for each argument,
-    values to be refused. `keeps_params` says that the state holds parameters, in their own dtype.
+    values to be refused. `keeps_params` says that the state holds parameters, in their own dtype; `labeled` that
+    it needs the paths of the parameters; `measures` is the part of paths in the state under which there are
+    norms of the kernel, which see all of its values.
     """
 
     factory: str
@@ -36,6 +41,8 @@ class TransformationCase(Case):
     build: Callable[..., optax.GradientTransformationExtraArgs] | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
     keeps_params: bool = False
+    labeled: bool = False
+    measures: str | None = None
     variant: str = ""
 
     def make(self, olr: Any, **changes: Any) -> optax.GradientTransformationExtraArgs:
@@ -77,7 +84,7 @@ BAD_GAINS: dict[str, tuple] = {
     "increase": (-0.1, NAN, "more"),
     "decrease": (0.0, 1.5, NAN),
     "min_gain": (0.0, -1.0, 20.0, NAN),
-    "max_gain": (0.05, 2.0**31, INF),
+    "max_gain": (0.05, 1e31, INF),
 }
 MOMENTUM: dict[str, tuple] = {"momentum": (0.9, (0.0, 0.5))}
 BAD_MOMENTUM: dict[str, tuple] = {"momentum": (1.0, -0.1, NAN)}
@@ -100,13 +107,15 @@ VALUES: dict[str, tuple] = {"value": (3.0, 3.5, 2.0, 2.0, 2.5, 1.0)}
 PLATEAU: dict[str, tuple] = {
     "factor": (0.5, (0.1, 0.9)),
     "patience": (0, (1, 2)),
-    "threshold": (1e-4, (0.0, 0.3)),
+    "rtol": (1e-4, (0.0, 0.3)),
+    "atol": (0.0, (0.1, 0.6)),
     "cooldown": (0, (1, 2)),
     "min_scale": (0.0, (0.3, 0.6)),
-    "window": (1, (2, 3)),
+    "accumulation_size": (1, (2, 3)),
     "max_scale": (1.0, (1.5, 4.0)),
 }
 RAISING: dict[str, tuple] = {
+    "every": (1, (2, 3)),
     "raise_factor": (2.0, (1.5, 3.0)),
     "raise_patience": (3, (4, 5)),
     "raise_after_progress": (2, (1, 3)),
@@ -119,7 +128,7 @@ def momentum() -> optax.GradientTransformation:
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
         moved, state = trace.update(updates, state, params)
-        return jax.tree.map(lambda new, old: new.astype(old.dtype), moved, updates), state
+        return jax.tree.map(lambda new, old: new.astype(jnp.result_type(old)), moved, updates), state
 
     return optax.GradientTransformation(trace.init, update)
 
@@ -133,6 +142,14 @@ def _snapshots(olr, first, burn_in, learning_rate, max_snapshots=2):
 
 
 TRANSFORMATIONS = (
+    TransformationCase(
+        "visible",
+        {"learning_rate": (0.1, (0.0, 2.0))},
+        build=lambda olr, learning_rate: olr.visible(
+            lambda rate: optax.chain(momentum(), optax.scale_by_learning_rate(rate))
+        )(learning_rate),
+        bad={"learning_rate": (-0.1, NAN, INF, "fast", None)},
+    ),
     TransformationCase(
         "scale_by_learning_rate",
         {"learning_rate": (0.1, (0.0, 2.0))},
@@ -160,6 +177,19 @@ TRANSFORMATIONS = (
             variant="nesterov" if nesterov else "momentum",
         )
         for nesterov in (False, True)
+    ),
+    *(
+        TransformationCase(
+            factory,
+            {"increase": numbers["increase"], "decrease": numbers["decrease"]},
+            bad={},
+            build=functools.partial(
+                lambda olr, factory, **numbers: getattr(olr, factory)(keep_sign=True, **numbers),
+                factory=factory,
+            ),
+            variant="keep_sign",
+        )
+        for factory, numbers in (("scale_by_local_gains", GAINS), ("scale_by_rprop", STEP_SIZES))
     ),
     TransformationCase(
         "scale_by_delta_bar_delta",
@@ -190,17 +220,18 @@ TRANSFORMATIONS = (
         PLATEAU,
         bad={
             "factor": (0.0, 1.0, NAN),
-            "patience": (-1, INF),
-            "threshold": (-1e-4, NAN),
+            "patience": (-1, INF, 0.5),
+            "rtol": (-1e-4, NAN),
+            "atol": (-1e-4, INF),
             "cooldown": (-1, NAN),
             "min_scale": (-0.1, 1.5),
-            "window": (0, -2),
+            "accumulation_size": (0, -2),
+            "every": (0, 0.1, NAN),
             "max_scale": (0.5, INF),
             "raise_factor": (2.0,),
             "raise_patience": (0, -1, NAN),
             "raise_after_progress": (0, NAN),
             "mode": ("low", None),
-            "threshold_mode": ("relative",),
             "non_finite": ("skip",),
         },
         extra=VALUES,
@@ -210,10 +241,18 @@ TRANSFORMATIONS = (
         RAISING,
         bad={"raise_factor": (1.0, 0.5, NAN)},
         build=lambda olr, **numbers: olr.reduce_on_plateau(
-            patience=1, max_scale=8.0, mode="max", threshold_mode="abs", non_finite="reduce", **numbers
+            patience=1, max_scale=8.0, mode="max", non_finite="reduce", **numbers
         ),
         extra=VALUES,
         variant="raising",
+    ),
+    TransformationCase(
+        "reduce_on_plateau",
+        {"factor": (0.5, (0.1, 0.9)), "accumulation_size": (2, (3, 4))},
+        bad={},
+        build=lambda olr, **numbers: olr.reduce_on_plateau(patience=0, **numbers),
+        extra=VALUES,
+        variant="mean",
     ),
     TransformationCase(
         "scale_by_label",
@@ -222,6 +261,7 @@ TRANSFORMATIONS = (
             {"first": first, "second": second}, olr.label_by_path(GROUPS)
         ),
         bad={"first": (-0.5, NAN, INF, "half"), "second": (-1, None)},
+        labeled=True,
     ),
     TransformationCase(
         "scale_by_label",
@@ -232,49 +272,75 @@ TRANSFORMATIONS = (
         ),
         bad={},
         variant="schedule",
+        labeled=True,
     ),
     TransformationCase(
         "train_only",
         {"learning_rate": (0.1, (0.0, 2.0))},
         build=lambda olr, learning_rate: olr.train_only(
             optax.chain(momentum(), olr.scale_by_learning_rate(learning_rate)),
-            olr.label_by_path(GROUPS),
             "second",
+            olr.label_by_path(GROUPS),
         ),
         bad={"learning_rate": (-0.1,)},
+        labeled=True,
     ),
     TransformationCase(
         "zero_until",
         {"first": (2, (0, 5)), "second": (0, (1, 3))},
         build=lambda olr, first, second: olr.zero_until(
-            olr.label_by_path(GROUPS), {"first": first, "second": second}
+            {"first": first, "second": second}, olr.label_by_path(GROUPS)
         ),
         bad={"first": (-1, NAN, "late"), "second": (2**31, None)},
+        labeled=True,
     ),
     TransformationCase(
         "unfreeze_at",
         {"first": (2, (0, 5))},
-        build=lambda olr, first: olr.unfreeze_at(momentum(), olr.label_by_path(GROUPS), {"first": first}),
+        build=lambda olr, first: olr.unfreeze_at(momentum(), {"first": first}, olr.label_by_path(GROUPS)),
         bad={"first": (-1, NAN, INF)},
+        labeled=True,
     ),
     TransformationCase(
         "fine_tune",
         {"multiplier": (0.5, (0.0, 2.0)), "start": (2, (0, 5)), "learning_rate": (0.1, (0.0, 2.0))},
         build=lambda olr, multiplier, start, learning_rate: olr.fine_tune(
             optax.chain(momentum(), olr.scale_by_learning_rate(learning_rate)),
-            olr.label_by_path(GROUPS),
             {"second": multiplier},
+            olr.label_by_path(GROUPS),
             frozen="first",
             starts={"second": start},
         ),
         bad={"multiplier": (-1.0, NAN), "start": (-1, NAN), "learning_rate": (INF,)},
+        labeled=True,
+    ),
+    TransformationCase(
+        "track_effective_rates",
+        {"learning_rate": (0.1, (0.0, 2.0)), "every": (2, (1, 3))},
+        build=lambda olr, learning_rate, every: olr.track_effective_rates(
+            olr.scale_by_learning_rate(learning_rate), olr.label_by_path(GROUPS), every=every
+        ),
+        bad={"learning_rate": (-0.1,), "every": (0, -1, 0.5, 1.5, NAN, INF, "often", None)},
+        measures="second",
+        labeled=True,
+    ),
+    TransformationCase(
+        "track_effective_rates",
+        {"learning_rate": (0.1, (0.0, 2.0))},
+        build=lambda olr, learning_rate: olr.track_effective_rates(
+            olr.scale_by_learning_rate(learning_rate), olr.label_by_path(GROUPS)
+        ),
+        bad={},
+        measures="second",
+        labeled=True,
+        variant="every step",
     ),
     TransformationCase(
         "snapshot_at_cycle_ends",
         {"first": (1, (1, 2)), "burn_in": (0, (0, 1)), "learning_rate": (0.1, (0.0, 2.0))},
         build=_snapshots,
         bad={
-            "first": (0, 2.5, NAN, None),
+            "first": (0, 0.5, NAN, None),
             "max_snapshots": (0, 1.5, NAN, "many"),
             "burn_in": (-1, 0.5, INF),
         },

@@ -1,212 +1,230 @@
-"""Checkpoints: the state of a sweep on the host, to a directory and back. The only room that imports orbax.
+"""Checkpoints: the table of a search and the rows under way, to one file and back.
 
-A sweep is cut into jobs, and a job into calls of its program. After each call the job hands its state to a
-`Store`, whose arrays are the sweep's results and, where a directory is given, go to disk: the results of all
-jobs, and the carries of those under way. A job goes on from its last saved state, so an interrupted sweep ends
-with the bits of an undisturbed one.
+A file is NumPy's `.npz`, whose entries carry checksums: a flipped bit is found when it is read. It is written aside
+and renamed, and the one before is kept, so a kill leaves a whole file. The asked rows are saved before they run: a
+resumed search finishes them and goes on. Only the first host writes; hosts read from one file system.
 """
 
+import contextlib
 import hashlib
 import json
 import os
 import re
-import shutil
-import threading
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from ..types import PyTree
-from .placement import key_bits
+from .runs import Runs
+from .task import on_host
 
 SECONDS_BETWEEN_SAVES = 10.0
+# How many checkpoints are kept: one is read where the last one is torn.
 KEPT = 2
+# A digest reads an array in parts of so many bytes: one on disk is never whole in memory.
+PART = 2**24
 
 
-class Store:
-    """What the jobs of a sweep have reported so far.
+class UnderWay(NamedTuple):
+    """Rows in the middle of their runs, as they left their last call.
 
     Attributes:
-      done: int64 [jobs], how many steps of each job are over.
-      track: that of each run, [jobs, ..., 4].
-      history: by metric, [jobs, ..., steps].
-      evals: by metric, [jobs, ..., evals].
-      carries: by job, the leaves of its carry; of a finished job only where carries are kept.
-      skipped, redone: how many steps of single lanes were read from a checkpoint, and how many that had been
-        executed after it must be executed again.
+      rows: their indices.
+      t: the step that they are at.
+      made: how many steps they have made, each row up to its stop.
+      leaves: the moving leaves of their carries, and the track of their stops.
     """
 
-    def __init__(
-        self,
-        num_jobs: int,
-        shape: tuple[int, ...],
-        names: Sequence[str],
-        eval_names: Sequence[str],
-        *,
-        num_steps: int,
-        history_steps: int,
-        num_evals: int,
-        keep_carries: bool,
-        directory: str | os.PathLike | None = None,
-        problem: Mapping[str, Any] | None = None,
-    ):
-        def full(value: float, dtype: type, *tail: int) -> np.ndarray:
-            return np.full((num_jobs, *shape, *tail), value, dtype)
+    rows: np.ndarray
+    t: int
+    made: int
+    leaves: list[np.ndarray]
 
-        self.done = np.zeros(num_jobs, np.int64)
-        self.track = full(-1, np.float32, 4)
-        self.history = {name: full(np.nan, np.float32, history_steps) for name in names}
-        self.evals = {name: full(np.nan, np.float32, num_evals) for name in eval_names}
-        self.carries: dict[int, list[np.ndarray]] = {}
+
+class Saved(NamedTuple):
+    """What a checkpoint holds.
+
+    Attributes:
+      settings: what its search depends on, by the name that an error says.
+      runs: the table.
+      under_way: the rows that had begun and not ended.
+      kept: other arrays by name.
+    """
+
+    settings: Mapping[str, Any]
+    runs: Runs
+    under_way: Sequence[UnderWay]
+    kept: Mapping[str, np.ndarray]
+
+    @property
+    def steps(self) -> int:
+        """How many steps need not be made again."""
+        return self.runs.price + sum(each.made for each in self.under_way)
+
+
+class Folder:
+    """The directory of one search: `checkpoint-N.npz`, a journal of executed steps, and a lock.
+
+    Attributes:
+      skipped, redone: how many steps the checkpoint held that was read, and how many more had been executed; these
+        are executed again.
+    """
+
+    def __init__(self, directory: str | os.PathLike):
+        self.path = Path(directory).resolve()
         self.skipped = self.redone = 0
-        self._runs_per_job = int(np.prod(shape))
-        self._num_steps, self._keep_carries = num_steps, keep_carries
-        self._lock, self._saving = threading.Lock(), threading.Lock()
-        self._directory = None if directory is None else Path(directory).resolve()
-        self._saved_at, self._number, self._executed = time.monotonic(), 0, 0
-        if self._directory is not None:
-            self._open(self._directory, dict(problem or {}))
+        self.saved_at = time.monotonic()
 
-    def put(self, job: int, end: int, run: Any, evals: Mapping[str, np.ndarray], at: int | None) -> None:
-        """Take the state of a job after `end` steps; `run` and `evals` are on the host, `at` places the evals."""
-        with self._lock:
-            self.track[job] = run.track
-            for name, values in self.history.items():
-                values[job] = run.history[name]
-            for name, value in evals.items():
-                self.evals[name][job, ..., at] = value
-            self.carries.pop(job, None)
-            if self.wants_carry(end):
-                self.carries[job] = jax.tree.leaves(run.carry)
-            self._executed += int(end - self.done[job]) * self._runs_per_job
-            self.done[job] = end
-        if self._directory is not None:
-            self._write_executed(self._directory)
-            due = time.monotonic() - self._saved_at >= SECONDS_BETWEEN_SAVES or jax.process_count() > 1
-            if due and self._saving.acquire(blocking=False):
-                try:
-                    self.save()
-                finally:
-                    self._saving.release()
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes out of the directory.
 
-    def wants_carry(self, end: int) -> bool:
-        """Whether the carry of a job that stands at `end` is kept: to go on from, or as a result."""
-        return self._keep_carries if end == self._num_steps else self._directory is not None
-
-    def save(self) -> None:
-        """Write a checkpoint. A failure (a full disk) is a warning: the sweep goes on without it."""
-        if self._directory is None:
-            return
-        with self._lock:
-            state = jax.tree.map(np.array, self._state())
+        Raises:
+          ValueError: another search is running in it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
         try:
-            _checkpointer().save(self._directory / str(self._number), state)
-            numbers = _numbers(self._directory)
-            for old in numbers[:-KEPT] if jax.process_index() == 0 else []:
-                shutil.rmtree(self._directory / str(old), ignore_errors=True)
-        except Exception as error:
+            import fcntl
+        except ImportError:  # Windows has no such lock
+            yield
+            return
+        if jax.process_index() != 0:
+            yield
+            return
+        with open(self.path / "lock", "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise ValueError(
+                    f"checkpoint={str(self.path)!r} is in use by another search: give each a directory of its own."
+                ) from error
+            yield
+
+    def read(self) -> Saved | None:
+        """The newest whole checkpoint; a torn one is passed over with a warning."""
+        for _, path in reversed(self._files()):
+            try:
+                saved = _read(path)
+            except Exception as error:
+                warnings.warn(f"{path} is torn and passed over ({error}).", stacklevel=2)
+                continue
+            self.skipped = saved.steps
+            self.redone = max(0, self._executed() - self.skipped)
+            return saved
+        return None
+
+    def save(self, saved: Saved) -> None:
+        """Write a checkpoint. A failure (a full disk) is a warning: the search goes on without it."""
+        if jax.process_index() != 0:
+            return
+        arrays = {f"runs/{name}": values for name, values in saved.runs.arrays().items()}
+        arrays |= {f"kept/{name}": _plain(values) for name, values in saved.kept.items()}
+        for at, each in enumerate(saved.under_way):
+            arrays |= {f"under_way/{at}/{name}": np.asarray(getattr(each, name)) for name in _NUMBERS}
+            arrays |= {f"under_way/{at}/{i}": _plain(leaf) for i, leaf in enumerate(each.leaves)}
+        number = max([number for number, _ in self._files()], default=-1) + 1
+        partial = self.path / "checkpoint.partial"
+        try:
+            with open(partial, "wb") as file:
+                np.savez(file, allow_pickle=False, settings=np.array(json.dumps(saved.settings)), **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(self.path / f"checkpoint-{number}.npz")
+            for _, path in self._files()[:-KEPT]:
+                path.unlink()
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
             warnings.warn(
-                f"No checkpoint could be written to {self._directory} ({error}); the sweep goes on without it.",
+                f"No checkpoint could be written to {self.path} ({error}); the search goes on without it.",
                 stacklevel=2,
             )
-        self._number += 1
-        self._saved_at = time.monotonic()
 
-    def _state(self) -> dict[str, Any]:
-        carries = {
-            str(job): {str(i): np.asarray(leaf) for i, leaf in enumerate(leaves)}
-            for job, leaves in self.carries.items()
-        }
-        return {
-            "done": self.done,
-            "track": self.track,
-            **({"history": self.history} if self.history else {}),
-            **({"evals": self.evals} if self.evals else {}),
-            **({"carries": carries} if carries else {}),
-        }
-
-    def _open(self, directory: Path, problem: dict[str, Any]) -> None:
-        """Make the directory this problem's, or go on from the newest whole checkpoint in it."""
-        label = directory / "sweep.json"
-        directory.mkdir(parents=True, exist_ok=True)
-        if not label.exists():
-            if jax.process_index() == 0:
-                partial = label.with_suffix(".partial")
-                partial.write_text(json.dumps(problem))
-                partial.replace(label)
-            return
-        found = json.loads(label.read_text())
-        if differs := [name for name in problem if found.get(name) != problem[name]]:
-            raise ValueError(
-                f"checkpoint={str(directory)!r} is of another sweep: it differs in {', '.join(differs)}."
-            )
-        numbers = _numbers(directory)
-        self._number = max(numbers, default=-1) + 1
-        for number in reversed(numbers):
-            try:
-                self._take(_checkpointer().restore(directory / str(number)))
-                break
-            except Exception as error:
-                warnings.warn(
-                    f"Checkpoint {number} in {directory} is torn and passed over ({error}).", stacklevel=2
-                )
-        self.skipped = int(self.done.sum()) * self._runs_per_job
-        journal = directory / "executed"
-        self.redone = max(0, int(journal.read_text()) - self.skipped) if journal.exists() else 0
-        self._executed = self.skipped
-
-    def _take(self, state: Mapping[str, Any]) -> None:
-        mine, theirs = self._state(), {"history": {}, "evals": {}, **state}
-        for part in ("history", "evals"):
-            for name, values in mine.get(part, {}).items():
-                values[...] = theirs[part][name]
-        self.carries = {
-            int(job): [leaves[str(i)] for i in range(len(leaves))]
-            for job, leaves in state.get("carries", {}).items()
-        }
-        self.done[...], self.track[...] = state["done"], state["track"]
-
-    def _write_executed(self, directory: Path) -> None:
-        """Note how many steps were executed, so that a resumed sweep can tell how many it does again."""
+    def note_executed(self, steps: int) -> None:
+        """Note that so many steps were made, so that a resumed search can tell how many it makes again."""
         if jax.process_index() == 0:
-            with self._lock:
-                partial = directory / "executed.partial"
-                partial.write_text(str(self._executed))
-                partial.replace(directory / "executed")
+            with contextlib.suppress(OSError), open(self.path / "executed", "ab") as journal:
+                journal.write(np.int64(steps).tobytes())
+
+    def _executed(self) -> int:
+        """The steps that were noted; what a power cut left of a number is cut off."""
+        path = self.path / "executed"
+        if not path.exists():
+            return 0
+        whole = path.stat().st_size // 8 * 8
+        if jax.process_index() == 0:
+            with contextlib.suppress(OSError):
+                os.truncate(path, whole)
+        return int(np.frombuffer(path.read_bytes()[:whole], np.int64).sum())
+
+    def _files(self) -> list[tuple[int, Path]]:
+        """The checkpoints by their numbers, the newest last."""
+        found = [
+            (re.fullmatch(r"checkpoint-(\d+)\.npz", path.name), path) for path in self.path.glob("*.npz")
+        ]
+        return sorted((int(match[1]), path) for match, path in found if match)
+
+
+_NUMBERS = ("rows", "t", "made")
+
+
+def _read(path: Path) -> Saved:
+    # Opened here: NumPy leaves a torn file open.
+    with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    below = {part: _below(arrays, f"{part}/") for part in ("runs", "kept", "under_way")}
+    rows: dict[int, dict[str, np.ndarray]] = {}
+    for name, values in below["under_way"].items():
+        at, _, rest = name.partition("/")
+        rows.setdefault(int(at), {})[rest] = values
+    under_way = [
+        UnderWay(
+            each["rows"],
+            int(each["t"]),
+            int(each["made"]),
+            [each[str(i)] for i in range(len(each) - len(_NUMBERS))],
+        )
+        for each in rows.values()
+    ]
+    settings = json.loads(str(arrays["settings"]))
+    return Saved(settings, Runs.from_arrays(below["runs"]), under_way, below["kept"])
+
+
+def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+
+
+def _plain(leaf: np.ndarray) -> np.ndarray:
+    """An array that NumPy's files can hold: bfloat16 and its like as their bytes."""
+    if leaf.dtype.isbuiltin == 1:
+        return leaf
+    return np.ascontiguousarray(leaf).reshape((*leaf.shape, 1)).view(np.uint8)
+
+
+def as_saved(leaf: np.ndarray, like: jax.ShapeDtypeStruct) -> np.ndarray:
+    """A leaf of a file in its own dtype."""
+    if leaf.dtype == like.dtype:
+        return leaf
+    return np.ascontiguousarray(leaf).view(like.dtype).reshape(like.shape)
 
 
 def digest(tree: PyTree) -> str:
     """A short name for the structure and the values of a tree."""
     found = hashlib.sha256(str(jax.tree.structure(tree)).encode())
     for leaf in jax.tree.leaves(tree):
-        array = np.asarray(key_bits(leaf))
-        found.update(f"{array.dtype}{array.shape}".encode() + array.tobytes())
+        array = np.atleast_1d(on_host(leaf))
+        found.update(f"{array.dtype}{array.shape}".encode())
+        rows = max(1, PART // max(1, array[:1].nbytes))
+        for first in range(0, len(array), rows):
+            found.update(np.ascontiguousarray(array[first : first + rows]).view(np.uint8).data)
     return found.hexdigest()[:16]
 
 
 def digest_of_program(program: str) -> str:
     """A short name for the text of a program, without the addresses that change from run to run."""
     return hashlib.sha256(re.sub(r"0x[0-9a-f]+", "", program).encode()).hexdigest()[:16]
-
-
-def kept_chunk(directory: str | os.PathLike | None) -> int | None:
-    """How many lanes at once the sweep of a checkpoint has on each device: another number gives other bits."""
-    label = None if directory is None else Path(directory) / "sweep.json"
-    return json.loads(label.read_text())["lanes_at_once"] if label and label.exists() else None
-
-
-def _numbers(directory: Path) -> list[int]:
-    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdigit())
-
-
-def _checkpointer() -> Any:
-    try:
-        import orbax.checkpoint
-    except ImportError as error:
-        raise ImportError("checkpoint= needs orbax: pip install 'optax-lr[checkpoints]'") from error
-    return orbax.checkpoint.PyTreeCheckpointer()

@@ -1,242 +1,187 @@
-"""Jobs: the programs of a sweep and what they are fed with to the states that a `Store` holds.
-
-A job is one lane of one seed, or one chunk of lanes, from its last checkpoint or from the start to its end. It is
-cut into calls of its program, so that progress shows and is saved. Host threads take jobs as they come; where a
-lane is over sooner than its call is made, a thread takes several and makes one call for them.
-"""
+"""Jobs: rows of a search as chains of calls, how long a call is, and what the programs are given for a job."""
 
 import itertools
-import math
-import random
 import threading
-import time
-from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from ..types import Array, PyTree
-from .checkpoints import Store
-from .lanes import LANES_PER_CALL, Form, Programs, Run, blank
-from .placement import Place, is_key
-from .progress import Bar
+from .arrays import Arrays
+from .batches import Data
+from .checkpoints import UnderWay
+from .layout import ALL, LANES, ROWS, SEEDS, Layout
+from .program import Programs
+from .runs import Runs
 
-# A run is cut into calls of the program of this many steps, or of a twentieth of it.
-STEPS_PER_CALL = 100
-# A thread takes no more lanes at once than it trains in this time.
-SECONDS_PER_CALL = 0.05
-
-
-class Feed(NamedTuple):
-    """What the programs of a sweep are fed with, on the host or as the user's own arrays."""
-
-    carry: PyTree
-    lanes: PyTree
-    batches: PyTree
-    eval_batch: PyTree
-    orders: np.ndarray
-    keys: np.ndarray
+# A call makes as many steps as fit into this time, and at least one.
+SECONDS_PER_CALL = 0.25
 
 
-class Work(NamedTuple):
-    """What all jobs of a sweep share.
+class Job(NamedTuple):
+    """Rows that one chain of calls trains.
 
     Attributes:
-      jobs: seeds and lanes of each, as indices.
-      data: the batches where the programs read them; None where they are sent for each call.
-      num_steps, history_steps: how many steps a run has, and how many its program has room for.
-      eval_steps: after how many steps runs are evaluated.
-      at_once: whether a call may train several lanes, one after the other: nothing but their reports is wanted.
-      spares: what calls returned and nobody needs, whose memory the next ones take.
+      rows: their indices, [seeds, lanes]; -1 where the grid has no row.
+      seeds: the seed of each line of the grid.
     """
 
-    jobs: list[tuple[Any, Any]]
-    place: Place
-    made: Programs
-    form: Form
-    feed: Feed
-    data: PyTree
-    eval_data: PyTree
-    carry_per_seed: bool
-    num_steps: int
-    history_steps: int
-    eval_steps: Sequence[int]
-    at_once: bool
-    store: Store
-    bar: Bar
-    spares: list[Run]
+    rows: np.ndarray
+    seeds: tuple[int, ...]
+
+    @property
+    def some(self) -> np.ndarray:
+        """The rows that there are."""
+        return self.rows[self.rows >= 0]
 
 
-def run_jobs(work: Work) -> None:
-    """Bring every job to its end; the first error of one ends all."""
-    todo = deque(job for job in _shuffled(work) if work.store.done[job] < work.num_steps)
-    lock, workers = threading.Lock(), max(1, min(work.place.workers, len(todo)))
-    errors: list[BaseException] = []
-
-    def take(most: int) -> list[int]:
-        with lock:
-            some = list(itertools.islice(todo, max(1, min(most, len(todo) // (2 * workers)))))
-            taken = [job for job in some if work.jobs[job][0] == work.jobs[some[0]][0]]
-            for _ in taken:
-                todo.popleft()
-            return taken
-
-    def work_off() -> None:
-        most = 1
-        while taken := take(most):
-            begun = time.perf_counter()
-            _run_at_once(work, taken) if work.at_once else _run(work, taken[0])
-            if work.at_once:
-                pace = (time.perf_counter() - begun) / len(taken)
-                most = min(LANES_PER_CALL, math.ceil(SECONDS_PER_CALL / pace))
-
-    def work_or_stop() -> None:
-        try:
-            work_off()
-        except BaseException as error:
-            errors.append(error)
-            work.bar.stop()
-
-    with work.bar:
-        others = [threading.Thread(target=work_or_stop) for _ in range(workers - 1)]
-        for thread in others:
-            thread.start()
-        work_or_stop()
-        for thread in others:
-            thread.join()
-        if errors:
-            raise errors[0]
-
-
-def _shuffled(work: Work) -> list[int]:
-    """The jobs, lanes that share a call in no order: those that are soon lost are often neighbors.
-
-    (A thread that takes several lanes takes some of either kind, and is not left with all of the long ones.)
-    """
-    jobs = list(range(len(work.jobs)))
-    if work.at_once:
-        random.Random(0).shuffle(jobs)
-        jobs.sort(key=lambda job: work.jobs[job][0])
+def jobs_of(runs: Runs, rows: np.ndarray, layout: Layout) -> list[Job]:
+    """Rows as jobs: single ones, or in grids whose lines are seeds and whose columns are lanes."""
+    seeds = runs.columns["seed"]
+    if not layout.width:
+        return [Job(np.array([[row]]), (int(seeds[row]),)) for row in rows]
+    lanes: dict[Any, dict[int, int]] = {}
+    columns_of = [*runs.lanes.values(), *runs.tables.values()]
+    for row in rows:
+        numbers = b"|".join(values[row].tobytes() for values in columns_of)
+        # Lanes that are alike are lanes of their own.
+        which = next(key for i in itertools.count() if seeds[row] not in lanes.get(key := (numbers, i), {}))
+        lanes.setdefault(which, {})[int(seeds[row])] = int(row)
+    jobs, columns = [], list(lanes.values())
+    every = sorted({seed for column in columns for seed in column})
+    for first in range(0, len(every), layout.seeds):
+        # The last grid of fewer seeds repeats one of them, without rows.
+        of_job = (every[first : first + layout.seeds] * layout.seeds)[: layout.seeds]
+        here = [column for column in columns if any(seed in column for seed in of_job)]
+        for at in range(0, len(here), layout.width):
+            chunk = here[at : at + layout.width]
+            grid = np.full((layout.seeds, layout.width), -1)
+            for line, seed in enumerate(every[first : first + layout.seeds]):
+                grid[line, : len(chunk)] = [column.get(seed, -1) for column in chunk]
+            jobs.append(Job(grid, tuple(of_job)))
     return jobs
 
 
-def _start(work: Work, of_seed: Any) -> PyTree:
-    return take(work.feed.carry, of_seed) if work.carry_per_seed else work.feed.carry
+class Pace:
+    """How many steps a call may make, from how long the last ones took."""
+
+    def __init__(self) -> None:
+        self._count, self._seconds = 1, 0.0
+
+    def steps(self, most: int) -> int:
+        """The steps of the next call, at most `most`."""
+        fit = int(SECONDS_PER_CALL / self._seconds) if self._seconds else 1
+        return max(1, min(most, fit, 2 * self._count))
+
+    def tell(self, steps: int, seconds: float) -> None:
+        """So many steps took so long."""
+        self._count, self._seconds = max(steps, self._count), seconds / steps
 
 
-def _memory(work: Work) -> Run:
-    return work.spares.pop() if work.spares else blank(work.form, work.history_steps, reports=work.at_once)
+class Work(NamedTuple):
+    """What all workers of a search share.
 
-
-def _run_at_once(work: Work, jobs: list[int]) -> None:
-    """Train lanes of one seed from their start to their end, one after the other, in one call."""
-    of_seed, count, end = work.jobs[jobs[0]][0], np.int32(len(jobs)), np.int32(work.num_steps)
-    ((_, *data),) = _segments(work, of_seed, 0)
-    # Always as many lanes: the last is repeated.
-    of_lanes = [work.jobs[job][1] for job in jobs] + [work.jobs[jobs[-1]][1]] * (LANES_PER_CALL - len(jobs))
-    lanes, key = take(work.feed.lanes, np.array(of_lanes)), work.feed.keys[of_seed]
-    seen = work.made.train_lanes(_memory(work), _start(work, of_seed), count, end, lanes, *data, key)
-    reports = work.place.get(seen)
-    work.spares.append(seen)
-    for i, job in enumerate(jobs):
-        work.store.put(job, work.num_steps, take(reports, i), {}, None)
-    work.bar.report(take(reports, slice(len(jobs))), work.num_steps, last=True)
-
-
-def _run(work: Work, job: int) -> None:
-    """Bring one job from its last checkpoint, or from the start, to its end."""
-    place, store, made = work.place, work.store, work.made
-    (of_seed, of_lane), begin = work.jobs[job], int(store.done[job])
-    start = _start(work, of_seed)
-    lane = place.put(take(work.feed.lanes, of_lane), split=True)
-    batched_start = place.put(start) if place.layout.batched else start
-    run = _memory(work) if place.alone else made.start(batched_start, lane)
-    if begin:
-        run = _restored(run, store, job)
-    key = place.put(work.feed.keys[of_seed])
-    eval_data = take(work.eval_data, of_seed) if place.layout.per_seed else work.eval_data
-    for end, data, order in _segments(work, of_seed, begin):
-        feed, span = (lane, data, order, key), (np.int32(begin), np.int32(end))
-        if place.stepwise:
-            run = _step_by_step(work.made, run, begin, end, feed)
-        elif place.alone:
-            run = made.train_alone(run, start, *span, *feed)
-        else:
-            run = made.train(run, *span, *feed)
-        at = work.eval_steps.index(end) if end in work.eval_steps else None
-        evals = {} if at is None else place.get(made.measure(run, eval_data))
-        seen = place.get(run._replace(carry=None))
-        over = work.num_steps if np.all(seen.diverged_at >= 0) else end
-        if store.wants_carry(over):
-            seen = seen._replace(carry=place.get(run.carry))
-        store.put(job, over, seen, evals, at)
-        work.bar.report(seen, over - begin, last=over == work.num_steps)
-        if over == work.num_steps:
-            break
-        begin = end
-    if place.alone:
-        work.spares.append(run)
-
-
-def _segments(work: Work, of_seed: Any, begin: int) -> Iterator[tuple[int, PyTree, Any]]:
-    """The ends of the calls after `begin`, each with its batches and the order they are read in.
-
-    Batches that stay on the host are sent for one call, while the call before it computes.
+    Attributes:
+      factor: how far a loss may rise before its run stops.
+      names: of metrics and of evaluations, as the programs report them.
+      keep: takes a row that has ended, and a function to its moving leaves.
+      lock: held while the table, deposits or what is kept change.
+      stop: set where all workers are to end.
+      saving: whether state goes to disk, and how often a job hands it over.
+      say: called after each call with what it reported.
     """
-    # Those of the longest run: a shorter one is fed with arrays of the same shape.
-    ends = call_ends(work.history_steps, work.eval_steps)
-    todo = sorted({min(end, work.num_steps) for end in ends if end > begin})
-    if work.data is not None:
-        data = take(work.data, of_seed) if work.place.layout.per_seed else work.data
-        order = work.place.put(work.feed.orders[of_seed])
-        yield from ((end, data, order) for end in todo)
-        return
-    orders, longest = work.feed.orders[of_seed], max(np.diff([0, *ends]))
 
-    def send(first: int, last: int) -> tuple[PyTree, Any]:
-        steps = np.minimum(np.arange(first, first + longest), last - 1)
-        rows = orders[:, steps]
-        local = np.zeros_like(orders)
-        local[:, steps] = np.arange(rows.size).reshape(rows.shape)
-        return work.place.put(take(work.feed.batches, rows.ravel())), work.place.put(local)
-
-    ahead = send(begin, todo[0])
-    for end, following in itertools.zip_longest(todo, todo[1:]):
-        here, ahead = ahead, send(end, following) if following else ahead
-        yield end, *here
-
-
-def call_ends(num_steps: int, eval_steps: Sequence[int]) -> list[int]:
-    """After how many steps the calls of a run end."""
-    stride = max(STEPS_PER_CALL, -(-num_steps // 20))
-    return sorted({*range(stride, num_steps, stride), *eval_steps, num_steps})
+    layout: Layout
+    programs: Programs
+    runs: Runs
+    data: Data
+    arrays: Arrays
+    factor: np.float32
+    ceilings: np.ndarray
+    names: tuple[Sequence[str], Sequence[str]]
+    longest: int
+    lane_leaves: Callable[[np.ndarray], list[np.ndarray]]
+    pace: Pace
+    lock: threading.Lock
+    stop: threading.Event
+    spares: list[tuple[list[Any], Any]]
+    deposits: dict[int, UnderWay]
+    deposit_every: float | None
+    keep: Callable[[int, Callable[[], list[np.ndarray]]], None]
+    say: Callable[[int, float, int, int], None]
+    save_if_due: Callable[[], None]
 
 
-def _step_by_step(made: Programs, run: Run, begin: int, end: int, feed: tuple) -> Run:
-    """What `train` does, with one dispatch a step."""
-    for t in range(begin, end):
-        if np.asarray(run.diverged_at) >= 0:
-            break
-        run = made.train_once(run, np.int32(t), *feed)
-    return run
+class Feed:
+    """The arguments of the programs for one job."""
+
+    def __init__(self, work: Work, job: Job):
+        layout, runs = work.layout, work.runs
+        rows, some = job.rows, job.some
+        self._work, self._job = work, job
+        ends = np.where(rows >= 0, runs.columns["steps"][rows], 0).astype(np.int32)
+        self.ends = ends
+        self.eval_steps = runs.eval_steps[some[0]] if work.names[1] else ()
+        first_rows = rows.max(axis=0)
+        lanes = np.where(first_rows >= 0, first_rows, some[0])
+        self.lane = layout.put(work.lane_leaves(lanes if layout.width else lanes[0]), LANES)
+        self.start = work.arrays.start(job.seeds)
+        self.of_train = [work.arrays.constants["begin"], work.arrays.constants["step"]]
+        self.of_evaluate = [work.arrays.constants["begin"], work.arrays.constants["evaluate"]]
+        ceilings = np.where((rows >= 0)[..., None], work.ceilings[rows], np.float32(np.inf))
+        keys = work.arrays.keys(job.seeds)
+        self.end = layout.put([ends.reshape(layout.rows)], ROWS)[0]
+        self.ceiling = layout.put([ceilings.reshape(*layout.rows, -1)], ROWS)[0]
+        self.key = layout.put([keys if layout.seeds > 1 else keys[0]], SEEDS)[0]
+        seeds = np.array(job.seeds, np.int32)
+        self.seed = layout.put([seeds if layout.seeds > 1 else seeds[0]], SEEDS)[0]
+        self.factor = self.number(work.factor)
+        self.orders = work.arrays.orders(job.seeds, int(ends.max()))
+        self._ahead: tuple[int, list[Any], np.ndarray] | None = None
+
+    def number(self, value: Any) -> Any:
+        """A scalar where the programs read it."""
+        number = value if isinstance(value, np.float32) else np.int32(value)
+        return self._work.layout.put([number], ALL)[0]
+
+    def boundary(self, t: int) -> int:
+        """The step at which the call after step `t` ends at the latest: an evaluation, or a window of a stream."""
+        ends = [step for step in self.eval_steps if step > t] + [int(self.ends.max())]
+        if self._work.arrays.batches is None:
+            window = self._work.layout.window
+            ends.append((t // window + 1) * window)
+        return min(ends)
+
+    def window(self, t: int, count: int) -> tuple[list[Any], Any]:
+        """The batches that the steps from `t` on read, and which of them each reads."""
+        layout = self._work.layout
+        order = np.zeros((len(self.orders), layout.window), np.int32)
+        if self._work.arrays.batches is not None:
+            batches, local = self._work.arrays.batches, self.orders[:, t : t + count]
+        else:
+            batches, of_window = self._streamed(t // layout.window)
+            begin = t % layout.window
+            local = of_window[:, begin : begin + count]
+        order[:, : local.shape[1]] = local
+        return batches, layout.put([order if layout.seeds > 1 else order[0]], SEEDS)[0]
+
+    def send_ahead(self, t: int) -> None:
+        """Send the window that step `t` begins, while the call before it computes."""
+        if self._work.arrays.batches is None and t % self._work.layout.window == 0 and t < self.ends.max():
+            self._streamed(t // self._work.layout.window)
+
+    def _streamed(self, window: int) -> tuple[list[Any], np.ndarray]:
+        if self._ahead is None or self._ahead[0] != window:
+            size, layout = self._work.layout.window, self._work.layout
+            steps = self.orders[:, window * size : (window + 1) * size]
+            each, local = np.unique(steps, return_inverse=True)
+            rows = np.resize(each, streamed_batches(self._work.data, layout))
+            leaves = jax.tree.leaves(self._work.data.batches)
+            self._ahead = window, layout.put([leaf[rows] for leaf in leaves], ALL), local.reshape(steps.shape)
+        return self._ahead[1:]
 
 
-def _restored(run: Run, store: Store, job: int) -> Run:
-    """The state of a job as it was saved, laid out as a fresh run is."""
-
-    def placed(like: Any, saved: Any) -> Array:
-        if is_key(like):
-            saved = jax.random.wrap_key_data(jnp.asarray(saved), impl=jax.random.key_impl(like))
-        return jax.device_put(saved, getattr(like, "sharding", None))
-
-    history = {name: values[job] for name, values in store.history.items()}
-    carry = jax.tree.unflatten(jax.tree.structure(run.carry), store.carries[job])
-    return jax.tree.map(placed, run, Run(carry, store.track[job], history))
-
-
-def take(tree: PyTree, index: Any) -> PyTree:
-    """The entries of every leaf along its leading axis."""
-    return jax.tree.map(lambda leaf: leaf[index], tree)
+def streamed_batches(data: Data, layout: Layout) -> int:
+    """How many batches are sent for a window: each once."""
+    return min(jax.tree.leaves(data.batches)[0].shape[0], layout.window * layout.seeds)

@@ -1,53 +1,62 @@
-"""Progress: what the jobs of a sweep report to a bar. The only room that imports tqdm."""
+"""Progress: one bar for a search, on the stream for errors. The only module that imports tqdm."""
 
+import sys
 import threading
 from typing import Any
 
 import numpy as np
 
-from .checkpoints import Store
-from .lanes import Run
-from .placement import Place
+# The best loss stands before the bar: a terminal of 80 columns cuts off what stands last.
+FORMAT = "{desc} {percentage:.0f}%{postfix} |{bar}| {n_fmt}/{total_fmt} steps [{elapsed}<{remaining}]"
 
 
 class Bar:
-    """Progress over all lanes, written to from every thread; leaving it early stops the jobs."""
+    """Steps made over steps asked for; runs alive, and the best average of a loss. Any thread may report."""
 
-    def __init__(
-        self, description: str, place: Place, store: Store, num_runs: int, num_steps: int, progress: bool
-    ):
+    def __init__(self, description: str, progress: bool):
         from tqdm.auto import tqdm
 
-        self._bar = tqdm(
-            total=num_runs * num_steps, desc=description, unit="step", disable=None if progress else True
-        )
-        self._lock, self._stopped = threading.Lock(), threading.Event()
-        self._alive, self._best = num_runs, np.inf
-        if not self._bar.disable:
-            self._bar.write(place.words)
-            if store.skipped:
-                self._bar.write(f"resumed: {store.skipped} steps skipped, {store.redone} done again")
-        self._bar.update(min(store.skipped, num_runs * num_steps))
+        class Shown(tqdm):
+            # No thread that watches the bar: calls end often, and each draws it.
+            monitor_interval = 0
+
+        self._bar = Shown(desc=description, disable=None if progress else True, total=0, bar_format=FORMAT)
+        self._progress, self._lock, self._best = progress, threading.Lock(), np.inf
+        self._rows = self._stopped = 0
 
     def __enter__(self) -> "Bar":
         return self
 
     def __exit__(self, *_: Any) -> None:
-        self.stop()
         self._bar.close()
 
-    def stop(self) -> None:
-        """End every thread at its next report."""
-        self._stopped.set()
+    def write(self, words: str, *, always: bool = False) -> None:
+        """A line above the bar; `always` means where there is no terminal, too."""
+        if not self._bar.disable:
+            self._bar.write(words, file=sys.stderr)
+        elif always and self._progress:
+            print(words, file=sys.stderr)
 
-    def report(self, seen: Run, steps: int, *, last: bool) -> None:
-        """Count `steps` of the runs that report, and at their last those that diverged."""
-        if self._stopped.is_set():
-            raise RuntimeError("The sweep was stopped.")
+    def expect(self, description: str, rows: int, steps: int, made: int = 0) -> None:
+        """A round of so many rows and steps begins, of which some were made before."""
         if self._bar.disable:
             return
         with self._lock:
-            self._best = min(self._best, np.min(seen.track[..., -2]))
-            self._alive -= int(np.sum(seen.diverged_at >= 0)) if last else 0
-            self._bar.set_postfix(alive=max(0, self._alive), best=f"{self._best:.4g}", refresh=False)
-            self._bar.update(min(steps * np.size(seen.diverged_at), self._bar.total - self._bar.n))
+            self._rows += rows
+            self._bar.set_description_str(description, refresh=False)
+            # `reset` tells a notebook's bar of the new total; what was made and the clock go on.
+            before, start = self._bar.n + made, self._bar.start_t
+            self._bar.reset(self._bar.total + steps)
+            self._bar.start_t = start
+            self._bar.update(before)
+
+    def report(self, steps: int, lowest: float, stopped: int, skipped: int) -> None:
+        """Count steps that were made, runs that stopped, and the steps that these will not make."""
+        if self._bar.disable:
+            return
+        with self._lock:
+            self._best = min(self._best, lowest)
+            self._stopped += stopped
+            alive = f"{self._rows - self._stopped}/{self._rows}"
+            self._bar.set_postfix_str(f"best {self._best:.4g}, alive {alive}", refresh=False)
+            self._bar.update(min(steps + skipped, self._bar.total - self._bar.n))

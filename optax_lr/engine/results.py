@@ -18,8 +18,10 @@ class SweepResult(NamedTuple):
       carries: the final carries as NumPy arrays with leading axes [seeds, lanes] (random keys as their bits), or
         None where they were not asked for.
       placement: how the lanes were laid out over the machine, in words.
-      skipped_steps, redone_steps: of a resumed sweep, how many steps were read from its checkpoint, and how many
-        it had executed after that and executed again.
+      skipped_steps: of a resumed sweep, how many training steps its checkpoint held: over all lanes and seeds, each
+        up to its stop.
+      redone_steps: how many more the sweep had executed before it ended without saving them. They are executed
+        again, to the same bits. 0 after Ctrl-C, which saves all.
     """
 
     metrics: Mapping[str, Float[np.ndarray, "seeds lanes steps"]]

@@ -1,13 +1,15 @@
 """The curve of a sweep: losses of training runs over learning rates."""
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import importlib
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..types import Float, Int, Shaped
+from .files import below, read_arrays, write_arrays
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -27,6 +29,7 @@ class LRCurve:
       metrics: what else each training step reported, by name, float32 [seeds, lanes, steps].
       eval_metrics: what else each validation reported, by name, float32 [seeds, lanes, evals].
       hyperparameters: what the lanes were given beside the learning rate, by name; [lanes].
+      reference: the loss of the untrained parameters on the data that judge, float [seeds], or None.
     """
 
     learning_rates: Float[np.ndarray, "lanes"]
@@ -40,6 +43,7 @@ class LRCurve:
         default_factory=dict
     )
     hyperparameters: Mapping[str, Shaped[np.ndarray, "lanes"]] = dataclasses.field(default_factory=dict)
+    reference: Float[np.ndarray, " seeds"] | None = None
 
     @property
     def lanes(self) -> dict[str, np.ndarray]:
@@ -103,10 +107,29 @@ class LRCurve:
                     f"Merged seeds must have the same {name} of lanes, got {values.tolist()} and "
                     f"{other.lanes[name].tolist()}."
                 )
-        return _map_lanes(lambda axis, *both: np.concatenate(both) if axis else both[0], self, other)
+        known = self.reference is not None and other.reference is not None
+        merged = _map_lanes(lambda axis, *both: np.concatenate(both) if axis else both[0], self, other)
+        both = np.concatenate([self.reference, other.reference]) if known else None
+        return dataclasses.replace(merged, reference=both)
+
+    def to_dataframe(self) -> Any:
+        """A pandas `DataFrame`: one row for each seed, lane and step, after how many updates a loss was taken.
+
+        The columns are `seed`, `lane`, `step`, the hyperparameters, `loss`, `eval_loss`, and every metric under
+        its name, those of validation under `eval_` and the name. What was not taken at a step is NaN. Steps after
+        a run diverged have no row.
+
+        Raises:
+          ImportError: pandas is not installed.
+        """
+        try:
+            pandas = importlib.import_module("pandas")
+        except ImportError as error:
+            raise ImportError("to_dataframe needs pandas: pip install pandas.") from error
+        return pandas.DataFrame(_columns(self))
 
     def save(self, path: str | Path) -> None:
-        """Write the curve to one `.npz` file.
+        """Write the curve to one `.npz` file; an older file stays whole where writing fails.
 
         >>> import tempfile, pathlib
         >>> curve = LRCurve(np.array([0.1]), np.ones((1, 1, 3), np.float32), None,
@@ -123,10 +146,9 @@ class LRCurve:
         """Read a curve that `save` wrote.
 
         Raises:
-          ValueError: the file holds something else.
+          ValueError: the file holds something else, or is damaged.
         """
-        with np.load(npz_path(path)) as file:
-            return curve_in(file, path)
+        return curve_in(read_arrays(path, "curve", "LRCurve.save"), path)
 
     def plot(self, **options: Any) -> Any:
         """Loss against rate, `plots.plot_lr_curve`; where another hyperparameter varies, too, `plots.plot_grid`."""
@@ -137,7 +159,7 @@ class LRCurve:
     def _repr_png_(self) -> bytes | None:
         return png(self)
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         seeds, lanes, steps = self.losses.shape
         low, high = self.learning_rates.min(), self.learning_rates.max()
         kind = "lanes of " + " x ".join(self.axes) + "," if len(self.axes) > 1 else "rates"
@@ -146,16 +168,86 @@ class LRCurve:
             f"{int((~self.stable).sum())} lane(s) diverged, {self.lane_steps:,} lane-steps"
         )
 
-    __repr__ = __str__
+    def __str__(self) -> str:
+        """The best lane; of few lanes a table, too."""
+        means = judged_losses(self)[-1][1].mean(axis=0)
+        kind = "training" if self.eval_losses is None else "validation"
+        if np.isnan(means).all():
+            return f"{self!r}\nEvery lane diverged."
+        best = int(np.nanargmin(means))
+        where = ", ".join(f"{name} {self.lanes[name][best]:.3g}" for name in self.axes)
+        said = f"{self!r}\nThe {kind} loss is lowest at {where}: {means[best]:.4g}."
+        if len(means) > LANES_IN_TABLE:
+            return said
+        rows = [
+            (*(f"{self.lanes[name][lane]:.3g}" for name in self.axes), *_outcome(self, lane, means[lane]))
+            for lane in range(len(means))
+        ]
+        return "\n".join([said, *aligned([(*self.axes, f"{kind} loss"), *rows])])
 
 
-_FIELDS = ("learning_rates", "losses", "eval_losses", "eval_steps", "diverged_at", "placement")
+LANES_IN_TABLE = 16
+_FIELDS = ("learning_rates", "losses", "eval_losses", "eval_steps", "diverged_at", "placement", "reference")
+_OPTIONAL = ("eval_losses", "reference")
 _NAMED = ("metrics", "eval_metrics", "hyperparameters")
 # Which axis of a curve's arrays counts its lanes.
 _LANE_AXES = {
     **dict.fromkeys(("learning_rates", "hyperparameters"), 0),
     **dict.fromkeys(("losses", "eval_losses", "diverged_at", "metrics", "eval_metrics"), 1),
 }
+
+
+def judged_losses(curve: LRCurve) -> list[tuple[int, np.ndarray]]:
+    """After how many steps runs may be compared, and the losses there, float64 [seeds, lanes].
+
+    Validation losses where the curve has them, else training losses averaged over the last quarter of so many
+    steps. NaN at lanes where any seed diverged, or where the last loss is not finite.
+    """
+    steps = curve.losses.shape[-1]
+    if curve.eval_losses is not None:
+        points = [(int(step), curve.eval_losses[..., at]) for at, step in enumerate(curve.eval_steps)]
+    else:
+        ends = sorted({-(-steps // 4), -(-steps // 2), steps})
+        points = [(end, curve.losses[..., end - max(1, end // 4) : end].mean(axis=-1)) for end in ends]
+    usable = curve.stable & np.isfinite(points[-1][1]).all(axis=0)
+    return [(step, np.where(usable, losses.astype(np.float64), np.nan)) for step, losses in points]
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """The rows of a table as lines, each column as wide as its widest cell."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    ]
+
+
+def _outcome(curve: LRCurve, lane: int, loss: float) -> tuple[str]:
+    """How a lane ended, in words: its loss, or where the first of its seeds diverged."""
+    stops = curve.diverged_at[:, lane]
+    if curve.losses.shape[-1] > 1 and (stops >= 0).any():
+        return (f"diverged at step {stops[stops >= 0].min()}",)
+    return ("diverged" if np.isnan(loss) else f"{loss:.4g}",)
+
+
+def _columns(curve: LRCurve) -> dict[str, np.ndarray]:
+    """Every number of a curve by name, in rows of one seed, lane and step."""
+    seeds, lanes, steps = curve.losses.shape
+    evals = {} if curve.eval_losses is None else {"eval_loss": curve.eval_losses}
+    evals |= {f"eval_{name}": values for name, values in curve.eval_metrics.items()}
+    times = np.union1d(np.arange(steps), curve.eval_steps if evals else [])
+    taken = {"loss": curve.losses, **curve.metrics}
+    found = {name: np.full((seeds, lanes, len(times)), np.nan) for name in (*taken, *evals)}
+    for name, values in taken.items():
+        found[name][..., np.searchsorted(times, np.arange(steps))] = values
+    for name, values in evals.items():
+        found[name][..., np.searchsorted(times, curve.eval_steps)] = values
+    seed, lane, step = np.indices((seeds, lanes, len(times)))
+    stopped = curve.diverged_at[..., None]
+    kept = (stopped < 0) | (times[step] <= stopped)
+    named = {"seed": seed, "lane": lane, "step": times[step].astype(int)}
+    named |= {name: np.asarray(values)[lane] for name, values in curve.lanes.items()}
+    return {name: values[kept] for name, values in (named | found).items()}
 
 
 def _map_lanes(function: Callable[..., np.ndarray], *curves: LRCurve) -> LRCurve:
@@ -200,15 +292,6 @@ def png(result: Any) -> bytes | None:
         return None
 
 
-def npz_path(path: str | Path) -> Path:
-    """NumPy adds the ending when it writes, not when it reads."""
-    return Path(path) if Path(path).suffix == ".npz" else Path(f"{path}.npz")
-
-
-def write_arrays(path: str | Path, arrays: Mapping[str, np.ndarray]) -> None:
-    np.savez_compressed(npz_path(path), allow_pickle=False, **arrays)
-
-
 def arrays_of(curve: LRCurve) -> dict[str, np.ndarray]:
     fields = {name: getattr(curve, name) for name in _FIELDS}
     named = {f"{name}/{key}": value for name in _NAMED for key, value in getattr(curve, name).items()}
@@ -216,14 +299,9 @@ def arrays_of(curve: LRCurve) -> dict[str, np.ndarray]:
 
 
 def curve_in(file: Mapping[str, np.ndarray], path: str | Path, prefix: str = "") -> LRCurve:
-    missing = [name for name in _FIELDS if prefix + name not in file and name != "eval_losses"]
+    missing = [name for name in _FIELDS if prefix + name not in file and name not in _OPTIONAL]
     if missing:
         raise ValueError(f"{path} holds no curve: it lacks {', '.join(missing)}.")
     arrays = {name: file[prefix + name] for name in _FIELDS if prefix + name in file}
     named = {name: below(file, f"{prefix}{name}/") for name in _NAMED}
     return LRCurve(**{"eval_losses": None, **arrays, **named, "placement": arrays["placement"].item()})
-
-
-def below(file: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:
-    """What a file holds under a prefix, by the rest of its name."""
-    return {name.removeprefix(prefix): file[name] for name in file if name.startswith(prefix)}

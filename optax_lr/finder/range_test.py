@@ -1,52 +1,45 @@
 """The range test: a loss, parameters, an optimizer and batches to the curve of one ramp of the learning rate."""
 
-import os
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Unpack
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import optax
-from jax.sharding import Mesh
 
 from .. import checks
-from ..engine.results import SweepResult
+from ..engine.checkpoints import digest
+from ..engine.lengths import Epochs, steps_of
+from ..engine.runs import Plan, Runs
+from ..engine.session import Opening
 from ..schedules import curves
 from ..schedules.phases import anneal_schedule, geometric_schedule
-from ..types import Array, PyTree
+from ..types import Array, Float, PyTree
+from . import tables
 from .curve import LRCurve
-from .problem import Loss, Timed, pose
-from .runs import bounds, build_stage, refuse_if_all_diverged
-
-# The range test has a stop of its own: this one leaves only losses that are not finite to the engine.
-NEVER = 1e30
+from .inputs import pose
+from .optimizer import TABLE
+from .problem import Problem
+from .search import Options, bounds, every_lane_diverged, example_lane, given, run_once
 
 
 def lr_range_test(
-    loss_fn: Callable[..., Any],
+    loss_fn: Callable[..., Any] | Problem,
     params: PyTree | Callable[[Array], PyTree],
     optimizer: Callable[..., optax.GradientTransformation],
     batches: PyTree | Iterable[PyTree],
     *,
     min_learning_rate: float = 1e-7,
     max_learning_rate: float = 10.0,
-    num_steps: int = 100,
+    num_steps: int | Epochs = 100,
     shape: Literal["exponential", "linear"] = "exponential",
     smoothing: float = 0.98,
     stop_factor: float = 4.0,
     eval_batch: PyTree = None,
     seeds: int = 1,
     key: Array | None = None,
-    progress: bool = True,
-    with_key: bool = False,
     model_state: PyTree | Callable[[Array], PyTree] = None,
-    has_aux: bool = False,
-    eval_fn: Callable[..., Any] | None = None,
     opt_state: optax.OptState | None = None,
-    lanes_at_once: int | Literal["auto"] = "auto",
-    mesh: Mesh | None = None,
-    checkpoint: str | os.PathLike | None = None,
+    **options: Unpack[Options],
 ) -> LRCurve:
     """The classic range test: one run whose rate rises at every step, until its loss does.
 
@@ -60,10 +53,10 @@ def lr_range_test(
     `lr_find`, which is far more accurate: a ramp mixes the effect of a rate with that of all before it.
 
     Args:
-      loss_fn, params, optimizer, batches, key, progress, with_key, model_state, has_aux, eval_fn, opt_state,
-        lanes_at_once, mesh, checkpoint: as in `lr_find`. Batches that run out are gone through again.
+      loss_fn, params, optimizer, batches, key, model_state, opt_state, options: as in `lr_find`. Batches that run
+        out are gone through again.
       min_learning_rate, max_learning_rate: the ends of the ramp, both trained with.
-      num_steps: how many steps the ramp has, at least 2.
+      num_steps: how many steps the ramp has, at least 2, or `Epochs`.
       shape: "exponential" or "linear".
       smoothing: the weight of the past, in [0, 1); 0 takes losses as they come.
       stop_factor: above 1.
@@ -80,6 +73,7 @@ def lr_range_test(
       ValueError: wrong input, in one sentence.
       RuntimeError: the first loss is not finite.
 
+    >>> import jax.numpy as jnp
     >>> curve = lr_range_test(lambda w, x: jnp.mean((w * x) ** 2), jnp.ones(()), optax.sgd, jnp.ones((1, 4)),
     ...                       min_learning_rate=1e-3, num_steps=9, smoothing=0.0, progress=False)
     >>> curve.learning_rates.round(3).tolist()
@@ -92,51 +86,61 @@ def lr_range_test(
     Source: Smith 2017 (arXiv:1506.01186), section 3.3, linear; exponential, smoothed and stopped as in fastai.
     """
     low, high = bounds(min_learning_rate, max_learning_rate)
-    points = int(checks.steps("num_steps", num_steps, minimum=2, whole=True))
-    exponential = checks.choice("shape", shape, ("exponential", "linear")) == "exponential"
+    problem, engine = given(loss_fn, model_state is not None, options)
+    points = int(checks.steps("num_steps", steps_of("num_steps", num_steps, batches), minimum=2, whole=True))
     decay = checks.concrete("smoothing", smoothing, minimum=0, below=1)
     factor = checks.concrete("stop_factor", stop_factor, above=1)
-    problem = pose(
-        Loss(loss_fn, eval_fn, with_key, model_state is not None, has_aux),
+    runs = checks.size("seeds", seeds)
+    lane = example_lane({"learning_rate": low}, points)
+    posed = pose(
+        problem,
         params,
         optimizer,
         batches,
         model_state=model_state,
         opt_state=opt_state,
         eval_batch=eval_batch,
-        lane={"learning_rate": low},
+        lane=lane,
         read=points,
-        needed=None,
-        seeds=checks.size("seeds", seeds),
+        seeds=runs,
         key=key,
     )
-    ramp = (
-        geometric_schedule(low, high, points - 1)
-        if exponential
-        else anneal_schedule(low, high, points - 1, curve=curves.linear)
+    rates = _ramp(low, high, points, shape)
+    plan = Plan(
+        {"learning_rate": np.full(runs, low)},
+        np.arange(runs, dtype=np.int32),
+        np.full(runs, points, np.int32),
+        () if eval_batch is None else tuple(range(1, points + 1)),
+        {TABLE: np.tile(rates, (runs, 1))},
     )
-
-    # The ramp has a clock of its own: the optimizer's may have counted steps before.
-    stage = build_stage(
-        problem,
-        points,
-        [] if eval_batch is None else range(1, points + 1),
-        Timed(lambda lane, step: ramp(step)),
-        stop_factor=NEVER,
-        lanes_at_once=lanes_at_once,
-        mesh=mesh,
-        checkpoint=checkpoint,
-        progress=progress,
+    opening = Opening(
+        lane=lane,
+        lanes=1,
+        seeds=runs,
+        longest=points,
+        settings={"rates": digest(rates), "seeds": runs},
+        description="range test",
     )
-    result = stage.sweep({"learning_rate": np.array([low])}, seeds, "range test")
-    curve = _ramp_curve(np.asarray(jax.vmap(ramp)(jnp.arange(points)), np.float64), result, decay, factor)
-    refuse_if_all_diverged(curve, problem, points)
+    ended = run_once(posed, engine, opening, plan)
+    curve = _ramp_curve(rates.astype(np.float64), ended.runs, ended.placement, decay, factor)
+    if not curve.stable.any():
+        raise every_lane_diverged(curve, posed)
     return curve
 
 
-def _ramp_curve(rates: np.ndarray, result: SweepResult, decay: float, stop_factor: float) -> LRCurve:
+def _ramp(low: float, high: float, points: int, shape: str) -> Float[np.ndarray, "points"]:
+    """The rate of every step of the test."""
+    whole = (
+        geometric_schedule(low, high, points - 1)
+        if checks.choice("shape", shape, ("exponential", "linear")) == "exponential"
+        else anneal_schedule(low, high, points - 1, curve=curves.linear)
+    )
+    return tables.tabulated(whole, np.arange(points))
+
+
+def _ramp_curve(rates: np.ndarray, runs: Runs, placement: str, decay: float, stop_factor: float) -> LRCurve:
     """The points of a ramp as lanes, their losses smoothed, up to where each seed stops."""
-    trained, evaluated = _with_smooth_loss(result.metrics, decay), _with_smooth_loss(result.evals, decay)
+    trained, evaluated = _with_smooth_loss(runs.metrics, decay), _with_smooth_loss(runs.evals, decay)
     judged = (evaluated or trained)["loss"]
     best = np.minimum.accumulate(judged, axis=1)
     with np.errstate(invalid="ignore"):  # inf - inf: such a point stops by itself
@@ -153,17 +157,17 @@ def _ramp_curve(rates: np.ndarray, result: SweepResult, decay: float, stop_facto
         eval_losses=evals.pop("loss", None),
         eval_steps=np.array([1] if evaluated else [], np.int32),
         diverged_at=np.where(stopped, 0, -1).astype(np.int32),
-        placement=result.placement,
+        placement=placement,
         metrics=metrics,
         eval_metrics=evals,
     )
 
 
 def _with_smooth_loss(said: Mapping[str, np.ndarray], decay: float) -> dict[str, np.ndarray]:
-    """What the one lane of each seed reported, [seeds, points], its loss smoothed and as it came."""
+    """What the run of each seed reported, [seeds, points], its loss smoothed and as it came."""
     if not said:
         return {}
-    reported = {name: np.asarray(values[:, 0], np.float64) for name, values in said.items()}
+    reported = {name: np.asarray(values, np.float64) for name, values in said.items()}
     average, points = 0.0, []
     for t, loss in enumerate(reported["loss"].T):
         average = decay * average + (1 - decay) * loss

@@ -1,17 +1,19 @@
-"""Find the rate again, from the middle of a run."""
+"""Finding the rate again: the present state of a run to the rate to go on with."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Any, Unpack
 
-import numpy as np
 import optax
-from jax.sharding import Mesh
 
 from .. import checks
+from ..engine.lengths import Epochs, steps_of
+from ..engine.session import Opening
 from ..types import Array, PyTree, ScalarLike
-from . import suggest
-from .problem import Loss, pose
-from .runs import WIDEST, build_stage, refuse_if_all_diverged, widened
+from . import tables
+from .inputs import pose
+from .policies import Around
+from .problem import Problem
+from .search import Options, example_lane, given, search
 from .suggestion import Suggestion
 
 REFIND_STEPS = 50
@@ -21,7 +23,7 @@ REFIND_RATIO = 2.0
 
 
 def lr_refind(
-    loss_fn: Callable[..., Any],
+    loss_fn: Callable[..., Any] | Problem,
     params: PyTree,
     optimizer: Callable[..., optax.GradientTransformation],
     batches: PyTree | Iterable[PyTree],
@@ -29,19 +31,14 @@ def lr_refind(
     learning_rate: ScalarLike,
     opt_state: optax.OptState | None = None,
     eval_batch: PyTree = None,
-    horizon: int | None = None,
-    num_steps: int = REFIND_STEPS,
+    horizon: int | Epochs | None = None,
+    num_steps: int | Epochs = REFIND_STEPS,
     num_rates: int = REFIND_LANES,
     seeds: int = REFIND_SEEDS,
     key: Array | None = None,
     stop_factor: ScalarLike = 100.0,
-    progress: bool = False,
-    with_key: bool = False,
     model_state: PyTree = None,
-    has_aux: bool = False,
-    eval_fn: Callable[..., Any] | None = None,
-    lanes_at_once: int | Literal["auto"] = "auto",
-    mesh: Mesh | None = None,
+    **options: Unpack[Options],
 ) -> Suggestion:
     """Find the rate to go on with, from the present state of a run: a few short runs around the present rate.
 
@@ -52,8 +49,8 @@ def lr_refind(
     later; `horizon` corrects for what of that can be seen within the short runs.
 
     Args:
-      loss_fn, optimizer, batches, eval_batch, key, progress, with_key, model_state, has_aux, eval_fn,
-        lanes_at_once, mesh: as in `lr_find`.
+      loss_fn, optimizer, batches, eval_batch, key, model_state, options: as in `lr_find`; no bar shows unless
+        `progress=True`.
       params, opt_state: where the run is now; without `opt_state` the optimizer starts anew.
       learning_rate: the present rate, above 0.
       horizon: how many steps the run has left; by default the rate that is best over `num_steps`.
@@ -78,42 +75,37 @@ def lr_refind(
     True
     """
     now = checks.concrete("learning_rate", learning_rate, above=0)
-    steps, lanes = (
-        checks.size("num_steps", num_steps),
-        int(checks.steps("num_rates", num_rates, minimum=3, whole=True)),
+    quiet: Options = {"progress": False}
+    problem, engine = given(
+        loss_fn, model_state is not None, options if "engine" in options else {**quiet, **options}
     )
-    length = None if horizon is None else checks.size("horizon", horizon)
-    problem = pose(
-        Loss(loss_fn, eval_fn, with_key, model_state is not None, has_aux),
+    steps = steps_of("num_steps", num_steps, batches)
+    count = int(checks.steps("num_rates", num_rates, minimum=3, whole=True))
+    length = None if horizon is None else steps_of("horizon", horizon, batches)
+    runs = checks.size("seeds", seeds)
+    lane = example_lane({"learning_rate": now}, steps)
+    posed = pose(
+        problem,
         params,
         optimizer,
         batches,
         model_state=model_state,
         opt_state=opt_state,
         eval_batch=eval_batch,
-        lane={"learning_rate": now},
+        lane=lane,
         read=steps,
-        needed=None,
-        seeds=checks.size("seeds", seeds),
+        seeds=runs,
         key=key,
     )
-    stage = build_stage(
-        problem,
-        steps,
-        sorted({-(-steps // 4), -(-steps // 2), steps}),
-        stop_factor=stop_factor,
-        lanes_at_once=lanes_at_once,
-        mesh=mesh,
-        checkpoint=None,
-        progress=progress,
+    evals = tuple(sorted({-(-steps // 4), -(-steps // 2), steps}))
+    policy = Around(now, REFIND_RATIO, count, steps, runs, tables.constant, evals, length)
+    opening = Opening(
+        lane=lane,
+        lanes=count,
+        seeds=runs,
+        longest=steps,
+        stop_factor=checks.concrete("stop_factor", stop_factor, above=0),
+        settings={"learning_rate": now, "num_steps": steps, "num_rates": count, "seeds": runs},
+        description="lr_refind",
     )
-    around = now * REFIND_RATIO ** np.arange(-(lanes // 2), lanes // 2 + 1.0)
-    curve = stage.run_rates(around, seeds, "rates around the present one")
-    refuse_if_all_diverged(curve, problem, steps)
-    curve = widened(
-        curve,
-        REFIND_RATIO,
-        (now / WIDEST, now * WIDEST),
-        lambda rates: stage.run_rates(rates, seeds, "wider rates"),
-    )
-    return suggest.lowest_loss(curve) if length is None else suggest.for_horizon(curve, length)
+    return search(posed, policy, engine, opening)

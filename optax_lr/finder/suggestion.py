@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from ..types import PyTree
-from .curve import LRCurve, arrays_of, below, curve_in, npz_path, png, write_arrays
+from .curve import LRCurve, aligned, arrays_of, curve_in, png
+from .files import below, read_arrays, write_arrays
 
 _SCALARS = ("learning_rate", "low", "high", "reason", "at_edge", "lane_steps")
 
@@ -24,7 +25,8 @@ class Suggestion:
       curve: the curve that it was read from; of runs of several lengths, that of the longest.
       at_edge: whether the best rate lay at the edge of the rates that were tried.
       lane_steps: how many training steps the search executed, over all its stages.
-      rules: what the common rules say of the same curve, by name.
+      rules: what the common rules say of the runs that span all rates (`shorter[0]` where there are shorter runs,
+        else `curve`), by the names of their functions in `suggest`.
       finalists: the curve of the full runs under the real schedule, or None.
       params, model_state: what the best finalist ended with, or None; not saved.
       shorter: the curves of the shorter runs, from which the drift of the best rate was read.
@@ -44,7 +46,10 @@ class Suggestion:
     shorter: tuple[LRCurve, ...] = ()
 
     def save(self, path: str | Path) -> None:
-        """Write the suggestion and its curves, without `params` and `model_state`, to one `.npz` file."""
+        """Write the suggestion and its curves, without `params` and `model_state`, to one `.npz` file.
+
+        An older file stays whole where writing fails.
+        """
         arrays = {f"curve/{name}": array for name, array in arrays_of(self.curve).items()}
         if self.finalists is not None:
             arrays |= {f"finalists/{name}": array for name, array in arrays_of(self.finalists).items()}
@@ -59,22 +64,35 @@ class Suggestion:
         """Read a suggestion that `save` wrote.
 
         Raises:
-          ValueError: the file holds something else.
+          ValueError: the file holds something else, or is damaged.
         """
-        with np.load(npz_path(path)) as file:
-            if missing := [name for name in _SCALARS if name not in file]:
-                raise ValueError(f"{path} holds no suggestion: it lacks {', '.join(missing)}.")
-            parts = {name.split("/")[0] for name in file.files}
-            return cls(
-                **{name: file[name].item() for name in _SCALARS},
-                curve=curve_in(file, path, "curve/"),
-                finalists=curve_in(file, path, "finalists/") if "finalists" in parts else None,
-                shorter=tuple(
-                    curve_in(file, path, f"shorter{at}/")
-                    for at in range(sum(part.startswith("shorter") for part in parts))
-                ),
-                rules={name: rate.item() for name, rate in below(file, "rules/").items()},
-            )
+        file = read_arrays(path, "suggestion", "Suggestion.save")
+        if missing := [name for name in _SCALARS if name not in file]:
+            raise ValueError(f"{path} holds no suggestion: it lacks {', '.join(missing)}.")
+        parts = {name.split("/")[0] for name in file}
+        return cls(
+            **{name: file[name].item() for name in _SCALARS},
+            curve=curve_in(file, path, "curve/"),
+            finalists=curve_in(file, path, "finalists/") if "finalists" in parts else None,
+            shorter=tuple(
+                curve_in(file, path, f"shorter{at}/")
+                for at in range(sum(part.startswith("shorter") for part in parts))
+            ),
+            rules={name: rate.item() for name, rate in below(file, "rules/").items()},
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is said, without curves and parameters, as plain numbers, strings and a dict: for a log or JSON.
+
+        >>> import json
+        >>> curve = LRCurve(np.array([0.1]), np.ones((1, 1, 3), np.float32), None,
+        ...                 np.array([], np.int32), np.array([[-1]], np.int32))
+        >>> json.dumps(Suggestion(0.1, 0.05, 0.2, "A reason.", curve).to_dict())
+        '{"learning_rate": 0.1, "low": 0.05, "high": 0.2, "reason": "A reason.", "at_edge": false, \
+"lane_steps": 0, "rules": {}}'
+        """
+        scalars = {name: np.asarray(getattr(self, name)).item() for name in _SCALARS}
+        return {**scalars, "rules": {name: float(rate) for name, rate in self.rules.items()}}
 
     def plot(self, **options: Any) -> Any:
         """`plots.plot_lr_curve` of the curve, with the suggestion and its interval."""
@@ -96,8 +114,8 @@ class Suggestion:
             *((f"  {name}", f"{rate:.3g}") for name, rate in self.rules.items()),
         ]
         if self.rules:
-            rows.insert(4, ("common rules", ""))
-        width = max(len(name) for name, _ in rows)
-        return "\n".join([*(f"{name:<{width}}  {value}".rstrip() for name, value in rows), self.reason])
+            steps = (*self.shorter, self.curve)[0].losses.shape[-1]
+            rows.insert(4, ("common rules", f"of the runs of {steps} steps"))
+        return "\n".join([*aligned(rows), self.reason])
 
     __repr__ = __str__

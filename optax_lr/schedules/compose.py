@@ -1,69 +1,44 @@
 """Composition: schedules to a schedule.
 
-A part may be any function of the step: one of ours, one of Optax's, or your own. What is added here keeps a
-step an integer where it can: the part of an integer step sees integers.
+A part may be any function of the step: one of ours, one of Optax's, or your own. A part is asked with an integer
+step wherever that is possible.
+
+What other libraries call by other names, with s a schedule, n the steps of the run and w those of a warm-up:
+
+    LambdaLR              multiply_schedules(constant_schedule(rate), factor)
+    MultiplicativeLR      table_schedule(rate * np.cumprod([1.0, *factors]))
+    ConstantLR            multiply_schedules(s, piecewise_constant_schedule(1 / 3, {5: 3}))
+    LinearLR              multiply_schedules(s, linear_schedule(1 / 3, 1, 5))
+    StepLR                exponential_decay(rate, 30, gamma, staircase=True)
+    MultiStepLR           piecewise_constant_schedule(rate, {30: gamma, 80: gamma})
+    ExponentialLR         exponential_decay(rate, 1, gamma)
+    PolynomialLR          polynomial_schedule(rate, 0, power, n)
+    CosineAnnealingLR     anneal_schedule(rate, low, n)
+    WarmRestarts          sgdr_schedule(rate, low, Cycles(30, growth=2))
+    CyclicLR              cyclical_schedule(low, low + gap, 20)
+    its scale by step     add_schedules(lambda t: low, multiply_schedules(cyclical_schedule(0, gap, 20), s))
+    hard restarts         with_warmup(sgdr_schedule(rate, 0, Cycles((n - w) / 3, limit=3)), w)
+    WSD, rsqrt plateau    multiply_schedules(inverse_sqrt_schedule(rate, w), knot_schedule({n - 20: 1, n: 0}))
+    values from steps on  join_schedules([constant_schedule(rate), constant_schedule(low)], [30])
+    timm noise            multiply_schedules(s, lambda t: 1 + uniform(fold_in(key, t), minval=-0.67, maxval=0.67))
 """
 
 import functools
 import math
 import operator
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from .. import checks
-from ..types import Array, Curve, Float, ScalarLike, Schedule, Step
-from . import curves
-from .cycles import Time, as_float, clock, divide, later, reached, since, span
-from .phases import phase
+from ..types import Array, Float, ScalarLike, Schedule, Step
+from .named import Named, known_maximum, known_sum, length_of, named
+from .times import Time, as_float, clock, divide, later, reached, since, span
 
 
-def with_warmup(
-    schedule: Schedule,
-    warmup_steps: ScalarLike,
-    *,
-    init_value: ScalarLike = 0.0,
-    curve: Curve = curves.linear,
-) -> Schedule:
-    """A warm-up before a schedule, whose own clock starts when the warm-up ends.
-
-    With w = `warmup_steps`:
-    1. t < w: init_value + (schedule(0) - init_value) * curve(t / w)
-    2. from there: schedule(t - w)
-
-    Args:
-      schedule: what follows.
-      warmup_steps: w, at least 0.
-      init_value: the value at step 0 of a warm-up, at least 0.
-      curve: progress in [0, 1] to weight in [0, 1].
-
-    Returns:
-      A function from a step to a float32 scalar.
-
-    Raises:
-      ValueError: a concrete number is out of its range, or `schedule` is not a function.
-
-    >>> import optax_lr as olr
-    >>> schedule = with_warmup(olr.anneal_schedule(1.0, 0.0, 100), 10)
-    >>> [round(float(schedule(step)), 4) for step in (0, 5, 10, 60, 110)]
-    [0.0, 0.5, 1.0, 0.5, 0.0]
-
-    Source: Goyal et al. 2017 (arXiv:1706.02677), section 2.2.
-    """
-    part = checks.function("schedule", schedule)
-    init = checks.number("init_value", init_value, minimum=0)
-    warmup = span(checks.steps("warmup_steps", warmup_steps, minimum=0))
-
-    def warmed_up(step: Step) -> Array:
-        time = clock(step)
-        # Before the warm-up ends, the schedule's clock stands at 0.
-        return phase(init, _value(part, since(time, warmup), step), curve, time, warmup)
-
-    return warmed_up
-
-
+@named
 def shift_schedule(schedule: Schedule, steps: ScalarLike) -> Schedule:
     """A schedule whose clock starts some steps ahead: schedule(t + steps).
 
@@ -78,14 +53,18 @@ def shift_schedule(schedule: Schedule, steps: ScalarLike) -> Schedule:
       ValueError: a concrete number is out of its range, or `schedule` is not a function.
 
     >>> import optax_lr as olr
-    >>> float(shift_schedule(olr.anneal_schedule(1.0, 0.0, 100), 50)(0))
+    >>> round(float(shift_schedule(olr.cosine_decay_schedule(1.0, 100), 50)(0)), 4)
     0.5
     """
     part = checks.function("schedule", schedule)
-    ahead = span(checks.steps("steps", steps, minimum=0))
-    return lambda step: _value(part, later(clock(step), ahead), step)
+    count = checks.steps("steps", steps, minimum=0)
+    ahead, end = span(count), length_of(part)
+    passed = known_sum(count)
+    left = None if end is None or passed is None else max(end - passed, 0)
+    return Named(lambda step: value_at(part, later(clock(step), ahead), step), left)
 
 
+@named
 def join_schedules(schedules: Sequence[Schedule], boundaries: Iterable[ScalarLike]) -> Schedule:
     """One schedule after another, each with its own clock, which starts at 0 on its boundary.
 
@@ -104,7 +83,7 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Iterable[ScalarLik
         not a function.
 
     >>> import optax_lr as olr
-    >>> up, down = olr.anneal_schedule(0.0, 1.0, 10), olr.anneal_schedule(1.0, 0.0, 20)
+    >>> up, down = olr.linear_schedule(0.0, 1.0, 10), olr.cosine_decay_schedule(1.0, 20)
     >>> [round(float(join_schedules([up, down], [10])(step)), 4) for step in (0, 5, 10, 20, 30)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
     """
@@ -117,18 +96,19 @@ def join_schedules(schedules: Sequence[Schedule], boundaries: Iterable[ScalarLik
     def joined(step: Step) -> Array:
         time = clock(step)
         later_values = [
-            (start, _value(part, since(time, start), step))
+            (start, value_at(part, since(time, start), step))
             for start, part in zip(starts, parts[1:], strict=True)
         ]
         return functools.reduce(
             lambda value, later_one: jnp.where(reached(time, later_one[0]), later_one[1], value),
             later_values,
-            _value(parts[0], time, step),
+            value_at(parts[0], time, step),
         )
 
-    return joined
+    return Named(joined, known_sum(*checked[-1:], length_of(parts[-1])))
 
 
+@named
 def scale_schedule(schedule: Schedule, factor: ScalarLike) -> Schedule:
     """A schedule times a number: factor * schedule(t).
 
@@ -143,14 +123,15 @@ def scale_schedule(schedule: Schedule, factor: ScalarLike) -> Schedule:
       ValueError: a concrete `factor` is not finite, or `schedule` is not a function.
 
     >>> import optax_lr as olr
-    >>> float(scale_schedule(olr.anneal_schedule(1.0, 0.0, 100), 0.5)(50))
+    >>> round(float(scale_schedule(olr.cosine_decay_schedule(1.0, 100), 0.5)(50)), 4)
     0.25
     """
     part = checks.function("schedule", schedule)
     times = checks.number("factor", factor)
-    return lambda step: times * _value(part, clock(step), step)
+    return Named(lambda step: times * value_at(part, clock(step), step), length_of(part))
 
 
+@named
 def multiply_schedules(*schedules: Schedule) -> Schedule:
     """The product of schedules at the same step.
 
@@ -169,12 +150,32 @@ def multiply_schedules(*schedules: Schedule) -> Schedule:
     >>> [round(float(cooled(step)), 4) for step in (10, 40, 90, 100)]
     [1.0, 0.5, 0.1667, 0.0]
     """
-    parts = [checks.function(f"schedules[{i}]", part) for i, part in enumerate(schedules)]
-    if not parts:
-        raise ValueError("schedules must hold at least one schedule, got ().")
-    return lambda step: functools.reduce(operator.mul, (_value(part, clock(step), step) for part in parts))
+    return _reduced(operator.mul, schedules)
 
 
+@named
+def add_schedules(*schedules: Schedule) -> Schedule:
+    """The sum of schedules at the same step.
+
+    Args:
+      schedules: at least one.
+
+    Returns:
+      A function from a step to a float32 scalar.
+
+    Raises:
+      ValueError: there is none, or one is not a function.
+
+    >>> import optax_lr as olr
+    >>> wave = olr.cyclical_schedule(0.0, 0.2, 10)
+    >>> waving = add_schedules(olr.linear_schedule(1.0, 0.0, 100), wave)
+    >>> [round(float(waving(step)), 4) for step in (0, 10, 20, 110)]
+    [1.0, 1.1, 0.8, 0.2]
+    """
+    return _reduced(operator.add, schedules)
+
+
+@named
 def clip_schedule(schedule: Schedule, min_value: ScalarLike, max_value: ScalarLike) -> Schedule:
     """A schedule kept between two values.
 
@@ -191,20 +192,24 @@ def clip_schedule(schedule: Schedule, min_value: ScalarLike, max_value: ScalarLi
         function.
 
     >>> import optax_lr as olr
-    >>> schedule = clip_schedule(olr.anneal_schedule(1.0, 0.0, 100), 0.25, 0.75)
-    >>> [float(schedule(step)) for step in (0, 50, 100)]
+    >>> schedule = clip_schedule(olr.cosine_decay_schedule(1.0, 100), 0.25, 0.75)
+    >>> [round(float(schedule(step)), 4) for step in (0, 50, 100)]
     [0.75, 0.5, 0.25]
     """
     part = checks.function("schedule", schedule)
     low, high = checks.number("min_value", min_value), checks.number("max_value", max_value)
     checks.not_below("max_value", high, "min_value", low)
-    return lambda step: jnp.clip(_value(part, clock(step), step), low, high)
+    return Named(lambda step: jnp.clip(value_at(part, clock(step), step), low, high), length_of(part))
 
 
+@named
 def in_epochs(schedule: Schedule, steps_per_epoch: ScalarLike, *, staircase: bool = False) -> Schedule:
     """A schedule that reads epochs, as a schedule that reads steps.
 
     value(t) = schedule(t // n + (t % n) / n), with n = `steps_per_epoch`
+
+    The schedule is built with numbers of epochs, at least 1 each. What lasts a part of an epoch is given in steps,
+    outside: `with_warmup(in_epochs(schedule, n), n / 2)`.
 
     Args:
       schedule: what reads epochs, in float32 (which has steps of 1/1024 up to epoch 8,192).
@@ -218,21 +223,23 @@ def in_epochs(schedule: Schedule, steps_per_epoch: ScalarLike, *, staircase: boo
       ValueError: a concrete number is out of its range, or `schedule` is not a function.
 
     >>> import optax_lr as olr
-    >>> epochs = olr.anneal_schedule(1.0, 0.0, 2)
+    >>> epochs = olr.cosine_decay_schedule(1.0, 2)
     >>> [round(float(in_epochs(epochs, 100)(step)), 4) for step in (0, 100, 150, 200)]
     [1.0, 0.5, 0.1464, 0.0]
     >>> [round(float(in_epochs(epochs, 100, staircase=True)(step)), 4) for step in (0, 100, 150, 200)]
     [1.0, 0.5, 0.5, 0.0]
     """
     part = checks.function("schedule", schedule)
-    epoch = span(checks.steps("steps_per_epoch", steps_per_epoch))
+    count = checks.steps("steps_per_epoch", steps_per_epoch)
+    epoch, epochs = span(count), length_of(part)
 
     def by_step(step: Step) -> Array:
         index, rest = divide(clock(step), epoch)
-        epochs = index if staircase else index.astype(float) + as_float(rest) / as_float(epoch)
-        return jnp.asarray(part(epochs), float)
+        at = index if staircase else index.astype(float) + as_float(rest) / as_float(epoch)
+        return jnp.asarray(part(at), float)
 
-    return by_step
+    known = known_sum(count)
+    return Named(by_step, None if epochs is None or known is None else epochs * known)
 
 
 def sample_schedule(schedule: Schedule, num_steps: int) -> Float[Array, "steps"]:
@@ -294,7 +301,19 @@ def rescale_for_batch(
     return rate * (math.sqrt(ratio) if isinstance(ratio, float) else jnp.sqrt(ratio))
 
 
-def _value(schedule: Schedule, time: Time, step: Step) -> Array:
+def _reduced(combine: Callable[[Array, Array], Array], schedules: Sequence[Schedule]) -> Named:
+    """The values of schedules at the same step, combined."""
+    parts = [checks.function(f"schedules[{i}]", part) for i, part in enumerate(schedules)]
+    if not parts:
+        raise ValueError("schedules must hold at least one schedule, got ().")
+
+    def combined(step: Step) -> Array:
+        return functools.reduce(combine, (value_at(part, clock(step), step) for part in parts))
+
+    return Named(combined, known_maximum([length_of(part) for part in parts]))
+
+
+def value_at(schedule: Schedule, time: Time, step: Step) -> Array:
     """A schedule's value at a time: at an integer step where that is whole, unless `step` came as a float."""
     whole = jnp.minimum(time.whole, checks.MAX_STEP).astype(jnp.int32)
     if isinstance(time.part, int):

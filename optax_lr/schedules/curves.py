@@ -1,8 +1,12 @@
-"""Curves: progress in [0, 1] to a weight in [0, 1]. All rise from 0 to 1.
+"""Curves: a progress in [0, 1] to a weight in [0, 1]. All rise from 0 to 1.
 
-A schedule's value is `init + (end - init) * curve(progress)`, so one curve serves a rise and a fall. Any
-function of that kind is a curve; pass your own where an argument is named `curve`. Slopes are finite at every
-progress: where a curve is vertical (`sqrt` at 0) its slope is given as 0, so that gradients stay finite.
+A schedule's value is `init + (end - init) * curve(progress)`, so one curve serves a rise and a fall. Pass
+`curves.cosine`, `curves.linear`, `curves.rex`, `curves.sqrt` or `curves.square` as it is; call the others with
+their numbers, as in `curves.tanh()` or `curves.power(3)`. Your own function is a curve if it rises from 0 to 1;
+a schedule tries it at 0 and 1 when it is built.
+
+Slopes are finite at every progress: where a curve is vertical (`sqrt` at 0) its slope is given as 0, so that
+gradients stay finite.
 """
 
 import jax
@@ -10,6 +14,21 @@ import jax.numpy as jnp
 
 from .. import checks
 from ..types import Array, Curve, ScalarLike, Shaped
+from .named import named
+
+__all__ = [
+    "cosine",
+    "exponential",
+    "k_decay",
+    "linear",
+    "polynomial",
+    "power",
+    "reverse",
+    "rex",
+    "sqrt",
+    "square",
+    "tanh",
+]
 
 
 def linear(progress: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
@@ -60,6 +79,7 @@ def rex(progress: Shaped[Array, "..."]) -> Shaped[Array, "..."]:
     return progress / (2 - progress)
 
 
+@named
 def power(exponent: ScalarLike) -> Curve:
     """p^exponent, for an exponent above 0.
 
@@ -78,6 +98,7 @@ def power(exponent: ScalarLike) -> Curve:
     return curve
 
 
+@named
 def polynomial(exponent: ScalarLike) -> Curve:
     """1 - (1 - p)^exponent, for an exponent above 0: what polynomial decay follows.
 
@@ -90,6 +111,7 @@ def polynomial(exponent: ScalarLike) -> Curve:
     return reverse(power(exponent))
 
 
+@named
 def exponential(rate: ScalarLike) -> Curve:
     """(1 - exp(-rate p)) / (1 - exp(-rate)), for a rate above 0: exponential decay that arrives.
 
@@ -111,6 +133,7 @@ def exponential(rate: ScalarLike) -> Curve:
     return curve
 
 
+@named
 def k_decay(k: ScalarLike) -> Curve:
     """(1 - cos(pi p^k)) / 2, for a k above 0: later where k > 1 (Zhang & Li 2020, arXiv:2004.05909).
 
@@ -124,6 +147,7 @@ def k_decay(k: ScalarLike) -> Curve:
     return lambda progress: cosine(bent(progress))
 
 
+@named
 def tanh(lower: ScalarLike = -7.0, upper: ScalarLike = 3.0) -> Curve:
     """(1 + tanh(lower (1 - p) + upper p)) / 2, as in timm (Hsueh, Li & Wu 2018, arXiv:1806.01593).
 
@@ -141,10 +165,15 @@ def tanh(lower: ScalarLike = -7.0, upper: ScalarLike = 3.0) -> Curve:
     return lambda progress: jax.nn.sigmoid(2 * (left * (1 - progress) + right * progress))
 
 
+@named
 def reverse(curve: Curve) -> Curve:
     """1 - curve(1 - p): the curve run backwards, fast where it was slow.
+
+    Raises:
+      ValueError: `curve` is not a curve.
 
     >>> float(reverse(square)(jnp.float32(0.5)))
     0.75
     """
-    return lambda progress: 1 - curve(1 - progress)
+    forward = checks.curve("curve", curve)
+    return lambda progress: 1 - forward(1 - progress)

@@ -1,7 +1,4 @@
-"""Cyclical schedules: those that come round again, for a run of any length.
-
-The cost is that of one cycle, however many there are.
-"""
+"""Cyclical schedules, for a run of any length. The cost is that of one cycle, however many there are."""
 
 from collections.abc import Callable
 from typing import Any, Literal
@@ -11,14 +8,17 @@ import jax.numpy as jnp
 from .. import checks
 from ..types import Array, Curve, ScalarLike, Schedule, Step
 from . import curves
-from .cycles import Cycles, Position, Time, as_float, clock, divide, reached, since, span
-from .phases import blend, log, momenta, phase
+from .cycles import Cycles, Position
+from .named import Named, named
+from .pieces import blend, log, momenta, phase
+from .times import Time, as_float, clock, divide, reached, since, span
 
 Mode = Literal["triangular", "triangular2", "exp_range"]
 
 
+@named
 def cyclical_schedule(
-    base_value: ScalarLike,
+    init_value: ScalarLike,
     peak_value: ScalarLike,
     up_steps: ScalarLike = 2000,
     *,
@@ -28,24 +28,26 @@ def cyclical_schedule(
     curve: Curve = curves.linear,
     scale: Callable[[Array], ScalarLike] | None = None,
 ) -> Schedule:
-    """Cyclical learning rates (CLR): up to a peak and down again, for ever. PyTorch's `CyclicLR`.
+    """Cyclical learning rates (CLR): up to a peak and down again, without end. PyTorch's `CyclicLR`.
 
     In cycle c, counted from 0, height h rises from 0 to 1 over `up_steps` and falls over `down_steps`:
-    value(t) = base_value + (peak_value - base_value) * h * s, where s is
+    value(t) = init_value + (peak_value - init_value) * h * s, where s is
 
     1. "triangular": 1
     2. "triangular2": 2^-c
     3. "exp_range": decay_rate^t
 
     Args:
-      base_value: the value between the peaks, at least 0.
-      peak_value: the value at the first peak, at least `base_value`.
-      up_steps: steps from base to peak, at least 1. The source's half cycle is 2,000.
-      down_steps: steps from peak to base, at least 1; None for `up_steps`.
+      init_value: the value at step 0 and between the peaks, at least 0.
+      peak_value: the value at the first peak, at least `init_value`.
+      up_steps: steps up to a peak, at least 1. The source's half cycle is 2,000.
+      down_steps: steps down from a peak, at least 1; None for `up_steps`.
       mode: how the peaks shrink.
       decay_rate: in (0, 1], for "exp_range" alone.
       curve: the shape of the rise, and of the fall from the peak.
-      scale: s as a function of the cycle c (an int32 scalar), instead of a mode.
+      scale: s as a function of the cycle c (an int32 scalar), instead of a mode. For PyTorch's
+        `scale_mode="iterations"`, with s a function of the step: `add_schedules(constant_schedule(low),
+        multiply_schedules(cyclical_schedule(0.0, high - low, up_steps), s))`.
 
     Returns:
       A function from a step to a float32 scalar.
@@ -59,16 +61,17 @@ def cyclical_schedule(
 
     Source: Smith 2017 (arXiv:1506.01186), section 3; `scale` as in his Keras callback.
     """
-    base = checks.number("base_value", base_value, minimum=0)
+    init = checks.number("init_value", init_value, minimum=0)
     peak = checks.number("peak_value", peak_value, minimum=0)
-    checks.not_below("peak_value", peak, "base_value", base)
+    checks.not_below("peak_value", peak, "init_value", init)
     height = _height(up_steps, down_steps, mode, decay_rate, curve, scale)
-    return lambda step: blend(base, peak, height(step))
+    return lambda step: blend(init, peak, height(step))
 
 
+@named
 def cyclical_momentum_schedule(
-    low_value: ScalarLike = 0.8,
-    high_value: ScalarLike = 0.9,
+    min_value: ScalarLike = 0.8,
+    max_value: ScalarLike = 0.9,
     up_steps: ScalarLike = 2000,
     *,
     down_steps: ScalarLike | None = None,
@@ -79,11 +82,12 @@ def cyclical_momentum_schedule(
 ) -> Schedule:
     """The momentum (or Adam's b1) beside `cyclical_schedule`: low where the rate is high.
 
-    value(t) = high_value - (high_value - low_value) * h * s, with h and s as for the rate.
+    value(t) = max_value - (max_value - min_value) * h * s, with h and s as for the rate. `optax.sgd(momentum=...)`
+    takes no schedule: see `one_cycle_momentum_schedule` for the line that injects it.
 
     Args:
-      low_value: the momentum at the first peak of the rate, in [0, 1).
-      high_value: the momentum between the peaks, in [0, 1), at least `low_value`.
+      min_value: the momentum at the first peak of the rate, in [0, 1).
+      max_value: the momentum between the peaks, in [0, 1), at least `min_value`.
       up_steps, down_steps, mode, decay_rate, curve, scale: as for the rate.
 
     Returns:
@@ -98,71 +102,79 @@ def cyclical_momentum_schedule(
 
     Source: Smith 2018 (arXiv:1803.09820), section 4.3; values of PyTorch's `CyclicLR`.
     """
-    low, high = momenta(low_value, high_value)
+    low, high = momenta(min_value, max_value)
     height = _height(up_steps, down_steps, mode, decay_rate, curve, scale)
     return lambda step: blend(high, low, height(step))
 
 
+@named
 def sgdr_schedule(
     peak_value: ScalarLike,
     end_value: ScalarLike,
-    cycles: Cycles | ScalarLike,
+    cycle_steps: Cycles | ScalarLike,
     *,
     peak_decay: ScalarLike = 1.0,
+    end_decay: ScalarLike = 1.0,
     warmup_steps: ScalarLike = 0,
     curve: Curve = curves.cosine,
 ) -> Schedule:
     """Stochastic gradient descent with warm restarts: down along a curve, and from the top again.
 
-    In cycle i, at progress p: peak = peak_value * peak_decay^i, value = peak + (end_value - peak) * curve(p)
+    In cycle i, at progress p: peak = peak_value * peak_decay^i, end = end_value * end_decay^i, and
+    value = peak + (end - peak) * curve(p)
 
     Args:
       peak_value: the value at the start of the first cycle, at least `end_value`.
-      end_value: the value that each cycle falls to (and its warm-up rises from), at least 0. A peak that has
-        decayed below it is left there, as in timm.
-      cycles: a `Cycles`, or a number of steps for cycles of equal length without an end. After the last of a
-        limited number the schedule holds `end_value`.
+      end_value: the value that the first cycle falls to (and its warm-up rises from), at least 0. A peak that has
+        decayed below the end of its cycle is left there, as in timm.
+      cycle_steps: the length of a cycle: a `Cycles`, or a number of steps (at least 1) for equal cycles without
+        end. After the last of a limited number of cycles the schedule holds that cycle's end.
       peak_decay: next peak over peak, in (0, 1].
-      warmup_steps: whole steps of a straight rise from `end_value` to the peak in every cycle, at least 0 and
-        fewer than the first cycle's; the rest of the cycle's whole steps is left to the fall.
+      end_decay: next end over end, in (0, 1].
+      warmup_steps: whole steps of a straight rise to the peak in every cycle, at least 0 and fewer than the first
+        cycle's. The fall takes the rest of the cycle's whole steps. In a cycle that has shrunk (growth below 1) the
+        rise leaves the fall at least one step.
       curve: the shape of the fall.
 
     Returns:
       A function from a step to a float32 scalar.
 
     Raises:
-      ValueError: a concrete number is out of its range.
+      ValueError: a concrete number is out of its range, or `curve` is not a curve.
 
     >>> schedule = sgdr_schedule(1.0, 0.0, Cycles(10, growth=2), peak_decay=0.5)
     >>> [round(float(schedule(step)), 4) for step in (0, 5, 10, 20, 30)]
     [1.0, 0.5, 0.5, 0.25, 0.25]
 
-    Source: Loshchilov & Hutter 2017 (arXiv:1608.03983), equation 5; `peak_decay` is timm's `cycle_decay`.
+    Source: Loshchilov & Hutter 2017 (arXiv:1608.03983), section 3, equation 5, where both bounds may shrink at a
+    restart; `peak_decay` is timm's `cycle_decay`.
     """
     peak = checks.number("peak_value", peak_value, minimum=0)
     end = checks.number("end_value", end_value, minimum=0)
     checks.not_below("peak_value", peak, "end_value", end)
-    log_decay = log(checks.number("peak_decay", peak_decay, above=0, maximum=1))
-    rounds = Cycles.of("cycles", cycles)
+    log_peak_decay = log(checks.number("peak_decay", peak_decay, above=0, maximum=1))
+    log_end_decay = log(checks.number("end_decay", end_decay, above=0, maximum=1))
+    cycles = Cycles.of("cycle_steps", cycle_steps)
     warmup = checks.steps("warmup_steps", warmup_steps, minimum=0, whole=True)
-    if not (checks.is_traced(warmup) or checks.is_traced(rounds.first)) and warmup >= rounds.first:
+    if not (checks.is_traced(warmup) or checks.is_traced(cycles.first)) and warmup >= cycles.first:
         raise ValueError(
-            f"warmup_steps must be below the {rounds.first} steps of the first cycle, got {warmup_steps!r}."
+            f"warmup_steps must be below the {cycles.first} steps of the first cycle, got {warmup_steps!r}."
         )
+    shape = checks.curve("curve", curve)
 
     def schedule(step: Step) -> Array:
-        position = rounds.position(step)
-        top = peak * jnp.exp(position.index.astype(float) * log_decay)
+        position = cycles.position(step)
+        index = position.index.astype(float)
+        top, bottom = peak * jnp.exp(index * log_peak_decay), end * jnp.exp(index * log_end_decay)
         if checks.is_traced(warmup) or warmup > 0:
-            weight = _after_warmup(position, clock(step).part, warmup, curve)
+            rise = warmup if cycles.growth >= 1 else jnp.minimum(warmup, position.length - 1)
+            weight = _after_warmup(position, clock(step).part, rise, shape)
         else:
-            weight = curve(position.progress)
-        value = blend(top, end, weight)
-        if rounds.limit is None:
-            return value
-        return jnp.where(position.progress < 1, value, jnp.asarray(end, float))
+            weight = shape(position.progress)
+        value = blend(top, bottom, weight)
+        return value if cycles.limit is None else jnp.where(position.progress < 1, value, bottom)
 
-    return schedule
+    return Named(schedule, cycles.transition_steps)
 
 
 def _after_warmup(position: Position, part: Any, warmup: Any, curve: Curve) -> Array:
@@ -174,7 +186,7 @@ def _after_warmup(position: Position, part: Any, warmup: Any, curve: Curve) -> A
     rise = as_float(Time(offset, within)) / jnp.asarray(jnp.maximum(warmup, 1), float)
     fallen = Time(jnp.where(rising, 0, offset - warmup), within)
     fall = as_float(fallen) / jnp.maximum(position.length - warmup, 1).astype(float)
-    progress = jnp.where(warmup == 0, position.progress, fall) if checks.is_traced(warmup) else fall
+    progress = fall if isinstance(warmup, int) else jnp.where(warmup == 0, position.progress, fall)
     return jnp.where(rising, 1 - rise, curve(progress))
 
 
@@ -186,7 +198,7 @@ def _height(
     curve: Curve,
     scale: Callable[[Array], ScalarLike] | None,
 ) -> Schedule:
-    """How far a cyclical schedule is from its base, 1 at the first peak."""
+    """How far a cyclical schedule is from its first value, 1 at the first peak."""
     up_count = checks.steps("up_steps", up_steps)
     down_count = up_count if down_steps is None else checks.steps("down_steps", down_steps)
     checks.choice("mode", mode, ("triangular", "triangular2", "exp_range"))
@@ -195,13 +207,14 @@ def _height(
         raise ValueError(f"decay_rate must be left out unless mode is 'exp_range', got {decay_rate!r}.")
     if scale is not None and mode != "triangular":
         raise ValueError(f"scale must be left out unless mode is 'triangular', got {scale!r}.")
+    shape = checks.curve("curve", curve)
     log_rate, up, down, period = log(rate), span(up_count), span(down_count), span(up_count, down_count)
 
     def schedule(step: Step) -> Array:
         time = clock(step)
         index, rest = divide(time, period)
-        rise = phase(0.0, 1.0, curve, rest, up)
-        height = jnp.where(reached(rest, up), phase(1.0, 0.0, curve, since(rest, up), down), rise)
+        rise = phase(0.0, 1.0, shape, rest, up)
+        height = jnp.where(reached(rest, up), phase(1.0, 0.0, shape, since(rest, up), down), rise)
         if scale is not None:
             return height * jnp.asarray(scale(index), float)
         if mode == "triangular2":

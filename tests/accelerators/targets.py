@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax._src.lib import _jax
+from jax._src.lib import _jax, hlo
 from jax.experimental import topologies
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
@@ -57,6 +57,7 @@ class Program:
       copies: copies of arrays of more than one element.
       whiles: loops.
       bytes: read and written, as the compiler counts them; the body of a loop is counted once.
+      temporary: bytes of memory beside arguments and results.
       text: the optimized program.
     """
 
@@ -64,6 +65,7 @@ class Program:
     copies: int
     whiles: int
     bytes: float
+    temporary: int
     text: str
 
     @property
@@ -73,6 +75,12 @@ class Program:
     @property
     def array_kernels(self) -> int:
         return sum(size > 1 for size in self.kernels)
+
+    @functools.cached_property
+    def step(self) -> str:
+        """The program with the body of its largest loop in place of all of it: one step of training."""
+        bodies = re.findall(r" while\(.*?body=%([^\s,]+)", self.text)
+        return max((_alone(self.text, body) for body in bodies), key=bytes_moved)
 
     def check(self, *, array_kernels: int, ideal_bytes: int, traffic: float = 1.01) -> None:
         """Fail unless kernels are so few, copies and loops none, and traffic is near what there must be."""
@@ -109,6 +117,20 @@ def read(text: str) -> dict[str, Any]:
     }
 
 
+def _alone(text: str, computation: str) -> str:
+    """A program's text with another of its computations as the one that is entered."""
+    head, rest = text.replace("\nENTRY %", "\n%").split("\n", 1)
+    # What follows the module's name describes the arguments of the computation that was entered.
+    return head.split(",")[0] + "\n" + rest.replace(f"\n%{computation} (", f"\nENTRY %{computation} (")
+
+
+def bytes_moved(program: Any) -> float:
+    """The bytes that an optimized program, or its text, reads and writes; the body of a loop is counted once."""
+    module = hlo.hlo_module_from_text(program) if isinstance(program, str) else program
+    # The one private call: a compiled CUDA program has no cost analysis of its own.
+    return _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)["bytes accessed"]
+
+
 @functools.cache
 def mesh(target: str) -> Mesh:
     """One device of the target. A compiler that is missing is an error, and never a test that is skipped."""
@@ -135,10 +157,7 @@ def compile_for(
     options = {"xla_msa_enable": "false"} if target == "v5e" else {}
     compiled = lowered.compile(compiler_options=options)
     (module,) = compiled.runtime_executable().hlo_modules()
-    if target == "v5e":
-        moved = compiled.cost_analysis()["bytes accessed"]
-    else:
-        # The one private call: a compiled CUDA program has no cost analysis of its own.
-        moved = _jax.hlo_module_cost_analysis(jax.devices("cpu")[0].client, module)["bytes accessed"]
+    moved = compiled.cost_analysis()["bytes accessed"] if target == "v5e" else bytes_moved(module)
     text = re.sub(r"/\*.*?\*/", "", module.to_string())
-    return Program(**read(text), bytes=moved, text=text)
+    temporary = compiled.memory_analysis().temp_size_in_bytes
+    return Program(**read(text), bytes=moved, temporary=temporary, text=text)

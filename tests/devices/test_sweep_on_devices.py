@@ -1,9 +1,4 @@
-"""A sweep over eight devices, over two hosts, and of parameters that are sharded themselves."""
-
-import pathlib
-import socket
-import subprocess
-import sys
+"""A sweep over eight devices, and of parameters that are sharded themselves."""
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +7,10 @@ import pytest
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import optax_lr as olr
+from optax_lr.engine.batches import Data
+from optax_lr.engine.layout import Layout, mesh_of_lanes
+from optax_lr.engine.programs import ProgramsOf
+from optax_lr.engine.task import Task
 
 BATCHES = np.random.default_rng(0).normal(size=(6, 4, 16)).astype(np.float32)
 LANES = np.geomspace(0.001, 0.05, 11).astype(np.float32)
@@ -78,18 +77,19 @@ def test_lanes_are_split_over_any_mesh(one_device, name, lanes_at_once):
 
 
 def test_no_message_passes_between_devices():
-    from optax_lr.engine.lanes import Layout, inspect, programs
-
-    mesh = Mesh(np.array(jax.devices()), ("lanes",))
-    start, lanes = {"w": jnp.zeros((2, 16, 8))}, jnp.ones(8)
-    form = inspect(step, None, None, {"w": jnp.zeros((16, 8))}, lanes[0], BATCHES[0], None, "threefry2x32")
-    layout = Layout(batched=True, mesh=mesh)
-    made = programs(form, num_steps=8, stop_factor=3.0, layout=layout)
-    run_ = made.start(start, lanes)
-    assert run_.carry["w"].addressable_shards[0].data.shape == (2, 1, 16, 8)
-    feed = (lanes, BATCHES, np.zeros((2, 8), np.int32), np.zeros((2, 2), np.uint32))
-    text = made.train.lower(run_, np.int32(0), np.int32(8), *feed).compile().as_text()
+    layout = Layout(width=8, seeds=2, mesh=mesh_of_lanes(jax.devices()), window=4)
+    start = {"w": np.zeros((16, 8), np.float32)}
+    programs = programs_of(start).of(layout, len(BATCHES))
+    assert [leaf.sharding.shard_shape(leaf.shape) for leaf in programs.moving] == [(2, 1, 16, 8)]
+    text = programs.train.as_text()
     assert not any(word in text for word in ("all-reduce", "all-gather", "collective-permute", "all-to-all"))
+
+
+def programs_of(start):
+    data = Data(
+        start=start, batches=BATCHES, num_batches=6, bits=np.zeros(2, np.uint32), key_impl="threefry2x32"
+    )
+    return ProgramsOf(Task(step=step, functions=(step,)), data, np.float32(0.1), 8)
 
 
 def test_sharded_parameters_keep_their_sharding(one_device):
@@ -117,37 +117,3 @@ def test_a_sweep_on_devices_resumes(tmp_path, one_device):
     assert again.skipped_steps > 0 and again.redone_steps == 0
     with pytest.raises(ValueError, match="it differs in devices"):
         run(checkpoint=tmp_path, mesh=Mesh(np.array(jax.devices()[:2]), ("x",)), lanes_at_once=1)
-
-
-HOST = """
-import sys
-import jax
-jax.config.update("jax_num_cpu_devices", 2)
-jax.distributed.initialize(coordinator_address=sys.argv[1], num_processes=2, process_id=int(sys.argv[2]))
-sys.path.insert(0, sys.argv[3])
-import numpy as np
-import test_sweep_on_devices as here
-found = here.run()
-assert "on each of 4 cpu device(s)" in found.placement, found.placement
-np.savez(sys.argv[4], loss=found.metrics["loss"], norm=found.evals["norm"], w=found.carries["w"])
-"""
-
-
-def test_two_hosts_give_the_curves_of_one(tmp_path, one_device):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    here = str(pathlib.Path(__file__).parent)
-    logs = [tmp_path / f"host{host}.log" for host in range(2)]
-    hosts = []
-    for host, log in enumerate(logs):
-        command = [sys.executable, "-c", HOST, address, str(host), here, str(tmp_path / f"host{host}.npz")]
-        with log.open("w") as errors:
-            hosts.append(subprocess.Popen(command, stderr=errors))
-    codes = [host.wait(timeout=300) for host in hosts]
-    assert codes == [0, 0], "\n".join(log.read_text()[-2000:] for log in logs)
-    for host in range(2):
-        found = np.load(tmp_path / f"host{host}.npz")
-        np.testing.assert_allclose(found["loss"], one_device.metrics["loss"], rtol=2e-5, atol=1e-6)
-        np.testing.assert_allclose(found["norm"], one_device.evals["norm"], rtol=2e-5)
-        np.testing.assert_allclose(found["w"], one_device.carries["w"], rtol=2e-5, atol=1e-6)

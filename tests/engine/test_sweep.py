@@ -1,5 +1,7 @@
 """The engine against plain loops: lanes, seeds, orders, divergence, evaluation."""
 
+import threading
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,10 +11,13 @@ from lowerings import count_lowerings
 from references import key_of_seed
 
 import optax_lr as olr
-from optax_lr.engine import checkpoints, jobs
-from optax_lr.engine.batches import batch_orders, root_bits, root_key, seed_keys
-from optax_lr.engine.placement import bytes_needed, lanes_that_fit
-from optax_lr.engine.sweep import Engine
+from optax_lr.engine import engine, jobs, runs, session, workers
+from optax_lr.engine.batches import Data, batch_order, root_bits, root_key
+from optax_lr.engine.choose import Choice, fitted
+from optax_lr.engine.layout import Layout
+from optax_lr.engine.program import Programs
+from optax_lr.engine.programs import ProgramsOf
+from optax_lr.engine.task import Task
 
 BATCHES = np.random.default_rng(0).normal(size=(7, 5)).astype(np.float32)
 LANES = np.array([0.01, 0.1, 0.3], np.float32)
@@ -26,6 +31,10 @@ def step(carry, rate, batch, key):
         "loss": loss,
         "noise": noise,
     }
+
+
+def order_of(seed, steps=9, batches=7, key=None):
+    return batch_order(batches, steps, seed, root_bits(key)[0])
 
 
 def plain_loop(start, rate, order, key, num_steps):
@@ -54,10 +63,9 @@ def test_every_placement_equals_a_plain_loop(lanes_at_once):
         eval_steps=[4, 9],
         progress=False,
     )
-    orders = batch_orders(len(BATCHES), 9, 2, root_bits(key)[0])
     for seed in range(2):
         for lane, rate in enumerate(LANES):
-            carry, losses = plain_loop(start, rate, orders[seed], key_of_seed(key, seed), 9)
+            carry, losses = plain_loop(start, rate, order_of(seed, key=key), key_of_seed(key, seed), 9)
             np.testing.assert_allclose(found.metrics["loss"][seed, lane], losses, rtol=1e-6)
             np.testing.assert_allclose(found.carries["x"][seed, lane], carry["x"], rtol=1e-6)
             np.testing.assert_allclose(
@@ -70,29 +78,25 @@ def test_every_placement_equals_a_plain_loop(lanes_at_once):
 def test_each_seed_may_have_its_own_start():
     starts = {"x": jnp.array([1.0, -1.0])}
     found = olr.sweep(step, starts, LANES, BATCHES, num_steps=1, seeds=2, carry_per_seed=True, progress=False)
-    first = np.mean(
-        (np.array([[1.0], [-1.0]]) - BATCHES[batch_orders(7, 1, 2, root_bits(jax.random.key(0))[0])[:, 0]])
-        ** 2,
-        1,
-    )
+    begun = BATCHES[[order_of(seed)[0] for seed in range(2)]]
+    first = np.mean((np.array([[1.0], [-1.0]]) - begun) ** 2, 1)
     np.testing.assert_allclose(found.metrics["loss"][..., 0], np.repeat(first[:, None], 3, 1), rtol=1e-6)
 
 
-def test_seeds_from_a_first_on_are_those_of_a_longer_sweep():
-    engine, rates = Engine(step, num_steps=9), np.array([0.1, 0.2], np.float32)
-    options = {"key": jax.random.key(3), "progress": False}
-    whole = engine.run({"x": jnp.float32(1.5)}, rates, BATCHES, seeds=5, **options)
-    rest = engine.run({"x": jnp.float32(1.5)}, rates, BATCHES, seeds=2, first_seed=3, **options)
-    np.testing.assert_array_equal(rest.metrics["loss"], whole.metrics["loss"][3:])
+def test_a_seed_has_one_answer_whatever_seeds_run_beside_it():
+    start, options = {"x": jnp.float32(1.5)}, {"num_steps": 9, "key": jax.random.key(3), "progress": False}
+    whole = olr.sweep(step, start, LANES, BATCHES, seeds=5, **options)
+    two = olr.sweep(step, start, LANES[1:], BATCHES, seeds=2, **options)
+    np.testing.assert_array_equal(two.metrics["loss"], whole.metrics["loss"][:2, 1:])
     assert (whole.metrics["loss"][3] != whole.metrics["loss"][0]).any()
 
 
 def test_orders_are_permutations_and_seed_0_keeps_the_given_one():
-    orders = batch_orders(5, 12, 3, root_bits(jax.random.key(1))[0])
+    orders = [order_of(seed, 12, 5, jax.random.key(1)) for seed in range(3)]
     np.testing.assert_array_equal(orders[0], np.arange(12) % 5)
     assert all(sorted(order[:5]) == sorted(order[5:10]) == list(range(5)) for order in orders)
     assert not np.array_equal(orders[1], orders[2])
-    np.testing.assert_array_equal(orders, batch_orders(5, 12, 3, root_bits(jax.random.key(1))[0]))
+    np.testing.assert_array_equal(orders[1], order_of(1, 12, 5, jax.random.key(1)))
 
 
 def falling(carry, lane, batch, key):
@@ -151,65 +155,52 @@ def test_lanes_stop_where_the_rule_says_and_harm_no_other(lanes_at_once):
 
 
 def test_a_refinement_compiles_nothing():
-    traces = []
+    traces, start, options = [], {"x": jnp.float32(1)}, {"progress": False}
 
     def counted(carry, rate, batch, key):
         traces.append(1)
         return step(carry, rate, batch, key)
 
-    engine = Engine(counted, num_steps=5)
     with count_lowerings() as first:
-        engine.run({"x": jnp.float32(1)}, LANES, BATCHES, progress=False)
-    before = len(traces)
+        olr.sweep(counted, start, LANES, BATCHES, num_steps=5, **options)
     with count_lowerings() as second:
-        engine.run(
-            {"x": jnp.float32(1)}, np.geomspace(0.2, 0.4, 11).astype(np.float32), BATCHES, progress=False
-        )
-    assert first == ["jit(train_lanes)"] and second == []
-    assert len(traces) == before == 1
+        rates = np.geomspace(0.2, 0.4, 11).astype(np.float32)
+        olr.sweep(counted, start, rates, BATCHES, num_steps=7, seeds=2, stop_factor=5.0, **options)
+    assert first == ["jit(train)"] and second == []
+    assert len(traces) == 1
 
 
-def test_lanes_that_share_a_call_have_the_bits_of_lanes_alone(monkeypatch):
-    shared, run_at_once = [], jobs._run_at_once
+@pytest.fixture
+def calls(monkeypatch):
+    """What each call said: its first step and the one after its last."""
+    seen, record = [], workers._record
 
-    def counted(work, some):
-        shared.append(len(some))
-        of_seed, of_lane = zip(*(work.jobs[job] for job in some), strict=True)
-        assert len(set(of_seed)) == 1
-        # Lanes that are soon lost are neighbors, and no call may be left with the others.
-        assert len(some) < 3 or max(of_lane) - min(of_lane) >= len(some)
-        run_at_once(work, some)
+    def noted(work, job, feed, call):
+        seen.append((call.begin, call.end))
+        return record(work, job, feed, call)
 
-    monkeypatch.setattr(jobs, "_run_at_once", counted)
-    # One lane of each four is mad: it stops early and the next one starts in its place.
-    rates = np.where(np.arange(50) % 4 == 1, np.float32(1e30), np.geomspace(0.01, 0.3, 50, dtype=np.float32))
-    engine, start = Engine(step, num_steps=9), {"x": jnp.float32(1.5)}
-    together = engine.run(start, rates, BATCHES, seeds=2, progress=False)
-    assert max(shared) > 1 and sum(shared) == 100
-    monkeypatch.setattr(jobs, "SECONDS_PER_CALL", 0.0)
-    shared.clear()
-    alone = engine.run(start, rates, BATCHES, seeds=2, progress=False)
-    assert shared == [1] * 100
-    jax.tree.map(np.testing.assert_array_equal, together[:4], alone[:4])
-    assert ((together.diverged_at >= 0) == (rates > 1)).all()
+    monkeypatch.setattr(workers, "_record", noted)
+    return seen
 
 
 @pytest.mark.parametrize("lanes_at_once", ["auto", 2])
-def test_a_lane_that_diverged_makes_no_more_calls(monkeypatch, lanes_at_once):
-    ends, put = [], checkpoints.Store.put
-
-    def counted(self, job, end, *arguments):
-        ends.append(end)
-        put(self, job, end, *arguments)
-
-    monkeypatch.setattr(checkpoints.Store, "put", counted)
-    monkeypatch.setattr(jobs, "STEPS_PER_CALL", 10)
+def test_a_lane_that_diverged_makes_no_more_calls(monkeypatch, calls, lanes_at_once):
+    monkeypatch.setattr(jobs.Pace, "steps", lambda self, most: min(most, 10))
     rates = np.full(2, np.nan, np.float32)
     options = {"num_steps": 90, "lanes_at_once": lanes_at_once, "return_carries": True, "progress": False}
     found = olr.sweep(step, {"x": jnp.float32(1)}, rates, BATCHES, **options)
-    assert set(ends) == {90} and len(ends) == (2 if lanes_at_once == "auto" else 1)
+    assert calls == [(0, 10)] * (2 if lanes_at_once == "auto" else 1)
     assert (found.diverged_at == 1).all() and np.isnan(found.metrics["loss"][..., 2:]).all()
     assert np.isnan(found.carries["x"]).all() and found.carries["x"].shape == (1, 2)
+
+
+def test_calls_that_end_early_do_not_make_the_next_ones_long(monkeypatch):
+    told = []
+    monkeypatch.setattr(jobs.Pace, "steps", lambda self, most: min(most, 10))
+    monkeypatch.setattr(jobs.Pace, "tell", lambda self, steps, seconds: told.append(steps))
+    rates = np.full(2, np.nan, np.float32)
+    olr.sweep(step, {"x": jnp.float32(1)}, rates, BATCHES, num_steps=90, progress=False)
+    assert told == [2, 2]
 
 
 @pytest.mark.parametrize("impl", ["threefry2x32", "rbg", "unsafe_rbg"])
@@ -227,8 +218,7 @@ def test_a_key_that_is_only_handed_on_is_that_of_the_step():
     found = olr.sweep(
         keeps, jax.random.key(5), LANES, BATCHES, num_steps=4, return_carries=True, progress=False
     )
-    (of_seed,) = seed_keys(1, root_bits(None)[0])
-    last = jax.random.fold_in(jax.random.wrap_key_data(of_seed), 3)
+    last = jax.random.fold_in(key_of_seed(jax.random.key(0), 0), 3)
     assert (found.carries == jax.random.key_data(last)).all()
 
 
@@ -339,44 +329,158 @@ def test_folds_of_a_cross_validation_are_seeds(lanes_at_once):
         step, {"x": jnp.float32(1)}, LANES, folds, seeds=2, per_seed=True, eval_batch=held_out,
         lanes_at_once=lanes_at_once, **options,
     )  # fmt: skip
-    first = np.mean(
-        (1 - folds[np.arange(2), batch_orders(3, 3, 2, root_bits(jax.random.key(0))[0])[:, 0]]) ** 2, axis=1
-    )
+    begun = np.stack([fold[order_of(seed, 3, 3)[0]] for seed, fold in enumerate(folds)])
+    first = np.mean((1 - begun) ** 2, axis=1)
     np.testing.assert_allclose(found.metrics["loss"][:, 0, 0], first, rtol=1e-6)
     alone = olr.sweep(step, {"x": jnp.float32(1)}, LANES, folds[0], eval_batch=held_out[0], **options)
     np.testing.assert_allclose(found.metrics["loss"][0], alone.metrics["loss"][0], rtol=1e-6)
     np.testing.assert_allclose(found.evals["d"][0], alone.evals["d"][0], rtol=1e-5)
 
 
-def test_lanes_fill_the_memory_that_there_is():
-    engine, start = Engine(step, num_steps=5), {"x": jnp.zeros(1000)}
-    asked = []
+@pytest.mark.parametrize("failing", ["a program", "the table"])
+@pytest.mark.parametrize("cores", [1, 3])
+def test_an_error_in_one_lane_ends_all_and_is_raised_once(monkeypatch, failing, cores):
+    made, record = [], workers._record
+    monkeypatch.setattr("optax_lr.engine.choose.cores", lambda: cores)
 
-    def bytes_of(width):
-        asked.append(width)
-        train, arguments = engine.batched_program(start, LANES, BATCHES[:, :1], width=width, seeds=2)
-        return bytes_needed(train.lower(*arguments))
+    def fails(work, job, feed, call):
+        made.append(job)
+        if 2 in job.some:
+            raise OSError("gone") if failing == "the table" else KeyError("gone")
+        return record(work, job, feed, call)
 
-    need = [bytes_of(width) for width in (1, 2, 4, 8)]
-    assert need == sorted(need) and need[3] > 4 * need[0]
-    asked.clear()
-    assert lanes_that_fit(bytes_of, need[2], 64) == 4 and len(asked) <= 5
-    assert lanes_that_fit(lambda width: 100 * width, 50, 64) == 1
-    assert 1 < lanes_that_fit(lambda width: 100 * width**2, 2500, 64) <= 5
-
-
-def test_a_crash_in_one_lane_stops_the_others(monkeypatch):
-    reports, put = [], checkpoints.Store.put
-
-    def failing(self, job, *arguments):
-        reports.append(job)
-        if job == 2:
-            raise OSError("gone")
-        put(self, job, *arguments)
-
-    monkeypatch.setattr(checkpoints.Store, "put", failing)
-    with pytest.raises(OSError, match="gone"):
+    monkeypatch.setattr(workers, "_record", fails)
+    before = threading.active_count()
+    with pytest.raises(OSError if failing == "the table" else KeyError, match="gone"):
         olr.sweep(
             step, {"x": jnp.float32(1)}, np.full(500, 0.1, np.float32), BATCHES, num_steps=3, progress=False
         )
-    assert len(reports) < 500
+    assert len(made) < 50 and threading.active_count() == before
+
+
+@pytest.mark.parametrize("cores", [1, 2, 3])
+@pytest.mark.parametrize("cut", [1, 7, 16, None])
+def test_neither_cuts_nor_workers_change_a_bit(monkeypatch, cut, cores):
+    """Windows are at most 16 steps here; `None` is the clock."""
+    monkeypatch.setattr("optax_lr.engine.choose.THREAD_WINDOW", 16)
+    options = {
+        "num_steps": 40, "seeds": 2, "return_carries": True, "progress": False,
+        "evaluate": lambda carry, batch: {"distance": carry["x"] - batch}, "eval_batch": 0.5, "eval_steps": [9, 40],
+    }  # fmt: skip
+    rates = np.array([0.01, 1e30, 0.1, 1.1], np.float32)
+    with monkeypatch.context() as whole:
+        whole.setattr("optax_lr.engine.choose.cores", lambda: 1)
+        whole.setattr(jobs.Pace, "steps", lambda self, most: most)
+        expected = olr.sweep(step, {"x": jnp.float32(1.5)}, rates, BATCHES, **options)
+    assert (expected.diverged_at >= 0).any() and (expected.diverged_at[:, 0] == -1).all()
+    monkeypatch.setattr("optax_lr.engine.choose.cores", lambda: cores)
+    if cut is not None:
+        monkeypatch.setattr(jobs.Pace, "steps", lambda self, most: min(cut, most))
+    found = olr.sweep(step, {"x": jnp.float32(1.5)}, rates, BATCHES, **options)
+    assert f"{cores} host threads" in found.placement
+    jax.tree.map(np.testing.assert_array_equal, found[:4], expected[:4])
+
+
+@pytest.mark.parametrize("at_once", [1, 3])
+@pytest.mark.parametrize("streamed", [False, True])
+def test_cuts_of_a_grid_change_no_bit(monkeypatch, at_once, streamed):
+    """A grid of lanes and seeds, its batches resident or sent in windows."""
+    monkeypatch.setattr("optax_lr.engine.choose.GRID_WINDOW", 8)
+    if streamed:
+        chosen = session.choose
+        monkeypatch.setattr(
+            session, "choose", lambda *args, **options: chosen(*args, **options)._replace(resident=False)
+        )
+    found = []
+    for cut in (1, 7, 8, None):
+        with monkeypatch.context() as patch:
+            if cut is not None:
+                patch.setattr(jobs.Pace, "steps", lambda self, most, cut=cut: min(cut, most))
+            found.append(
+                olr.sweep(
+                    step,
+                    {"x": jnp.float32(1.5)},
+                    LANES,
+                    BATCHES,
+                    num_steps=30,
+                    seeds=2,
+                    lanes_at_once=at_once,
+                    return_carries=True,
+                    progress=False,
+                )
+            )
+    for other in found[1:]:
+        jax.tree.map(np.testing.assert_array_equal, found[0][:4], other[:4])
+
+
+@pytest.mark.parametrize("cores", [1, 4])
+def test_of_equal_runs_the_first_is_kept(monkeypatch, cores):
+    monkeypatch.setattr("optax_lr.engine.choose.cores", lambda: cores)
+    sweeps_data = Data(
+        start={"x": np.float32(1)},
+        batches=BATCHES,
+        num_batches=7,
+        bits=root_bits(None)[0],
+        key_impl="threefry2x32",
+    )
+    task = Task(step=lambda carry, lane, batch, key: step(carry, lane["rate"], batch, key), functions=(step,))
+    asked = runs.Plan(
+        {"rate": np.full(24, 0.1, np.float32)}, np.zeros(24, np.int32), np.full(24, 3, np.int32)
+    )
+    opening = session.Opening(
+        lane={"rate": np.float32(0)}, lanes=24, seeds=1, longest=3, keep=lambda table, row: float(-(row >= 5))
+    )
+    with engine.Engine(progress=False).open(task, sweeps_data, opening) as opened:
+        opened.run(asked, "equal")
+        assert list(opened.kept) == [5]
+
+
+def test_lanes_fill_the_memory_that_there_is():
+    data = Data(
+        start={"x": np.zeros(1000, np.float32)},
+        batches=BATCHES[:, :1],
+        num_batches=7,
+        bits=root_bits(None)[0],
+        key_impl="threefry2x32",
+    )
+    programs = ProgramsOf(Task(step, functions=(step,)), data, np.float32(0), 8)
+    need = [programs.of(Layout(width=width, seeds=2, window=8), 7).needed for width in (1, 2, 4, 8)]
+    assert need == sorted(need) and need[3] > 4 * need[0]
+
+    def widest(bytes_of, memory):
+        asked = []
+
+        def compiled(layout):
+            asked.append(layout.width)
+            return Programs(None, None, [], int(bytes_of(layout.width)))
+
+        chosen, _ = fitted(Choice(Layout(width=64), True, memory, "gpu"), 64, compiled, 0)
+        assert len(asked) <= 6
+        return chosen.layout.width
+
+    slope = (need[3] - need[2]) // 4
+    assert widest(lambda width: need[0] + slope * (width - 1), need[0] + 3 * slope) == 4
+    assert widest(lambda width: 100 * width, 50) == 1
+    assert widest(lambda width: 900 + 10 * width, 1000) in (8, 9, 10)
+
+
+def test_a_row_stops_where_its_average_is_above_its_ceiling():
+    scripts = np.stack([np.linspace(1, 0, 30), np.linspace(1, 2, 30)]).astype(np.float32)
+    task = Task(
+        step=lambda carry, lane, batch, key: (carry + 1, {"loss": lane["losses"][carry]}), functions=(step,)
+    )
+    steps = np.full(2, 30, np.int32)
+    asked = runs.Plan({"losses": scripts}, np.zeros(2, np.int32), steps)
+    opening = session.Opening(lane={"losses": scripts[0]}, lanes=2, seeds=1, longest=30)
+    data = Data(np.int32(0), np.zeros(1, np.float32), 1, root_bits(None)[0], "threefry2x32")
+    for at_once in ("auto", 2):
+        with engine.Engine(progress=False, lanes_at_once=at_once).open(task, data, opening) as opened:
+            opened.run(asked, "ceilings", np.full((2, 30), 1.2, np.float32))
+            columns = opened.runs.columns
+            average = 0.0
+            for t, loss in enumerate(scripts[1]):
+                average = 0.9 * average + 0.1 * loss
+                if average / (1 - 0.9 ** (t + 1)) > 1.2:
+                    break
+            assert columns["stopped_at"].tolist() == [-1, t] and columns["done"].tolist() == [30, t + 1]
+            assert runs.WHY[columns["why"][1]] == "above its ceiling" and opened.runs.price == 31 + t

@@ -10,6 +10,7 @@ import optax
 import pytest
 
 import optax_lr as olr
+from optax_lr.finder.classic import CLASSIC_RULES
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(40, 16, 3)).astype(np.float32)
@@ -115,7 +116,7 @@ def test_quick_finds_the_rate_of_the_lowest_validation_loss():
     reached = loss_fn(plain_loop(found.learning_rate, 40, factory=optax.sgd)[0], VALIDATION)
     assert reached <= 1.1 * lowest
     assert found.low <= found.learning_rate <= found.high and not found.at_edge
-    assert set(found.rules) == set(olr.suggest.CLASSIC_RULES)
+    assert set(found.rules) == set(CLASSIC_RULES)
     assert found.lane_steps == found.curve.lane_steps < 25 * 3 * 40
     assert "validation loss is lowest" in found.reason
     assert (~found.curve.stable).any() and found.params is None
@@ -163,7 +164,7 @@ def test_finalists_that_noise_leaves_undecided_have_as_many_seeds_again():
     np.testing.assert_allclose(full.losses, again.losses, rtol=1e-5)
     np.testing.assert_allclose(full.eval_losses, again.eval_losses, rtol=1e-5)
     assert found.lane_steps == sum(part.lane_steps for part in (*found.shorter, found.curve, full))
-    best = np.nanmin(full.eval_losses[:, olr.suggest.best_lane(full), -1])
+    best = np.nanmin(full.eval_losses[..., -1])
     assert np.isclose(loss_fn(found.params, VALIDATION), best, rtol=1e-5)
 
 
@@ -284,7 +285,6 @@ def refusals():
         ({"batches": []}, ValueError, "at least one batch, got an empty iterable"),
         ({"batches": 3}, ValueError, "batches must be arrays or an iterable of batches, got a int"),
         ({"batches": ragged}, ValueError, r"one shape, got \(\(5, 3\), \(5,\)\) at batch 1 after"),
-        ({"num_steps": 41}, ValueError, "num_steps=41 needs as many batches, got 40"),
         ({"num_steps": 0}, ValueError, "num_steps must be"),
         ({"seeds": 0}, ValueError, "seeds must be"),
         ({"eval_every": 0}, ValueError, "eval_every must be"),
@@ -380,6 +380,5 @@ def test_a_search_that_is_called_again_goes_on_from_its_checkpoint(tmp_path):
         np.testing.assert_array_equal(found.curve.losses, plain.curve.losses)
         np.testing.assert_array_equal(found.finalists.losses, plain.finalists.losses)
         assert found.learning_rate == plain.learning_rate
-    names = {path.name.rsplit("-", 1)[0] for path in tmp_path.iterdir()}
-    lengths = {"lanes-of-3-steps", "lanes-of-20-steps", "lanes-of-40-steps"}
-    assert names == {*lengths, "finalists", "finalists-on-more-seeds"}
+    with pytest.raises(ValueError, match="is of another search: it differs in seeds, first rows"):
+        olr.lr_find(counted, start(), optax.adam, BATCHES, checkpoint=tmp_path, **(options | {"seeds": 3}))

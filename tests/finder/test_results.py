@@ -1,6 +1,11 @@
 """Results print, save and load, and merge."""
 
 import dataclasses
+import errno
+import json
+import pickle
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -82,6 +87,107 @@ def test_a_file_of_something_else_is_refused(tmp_path):
         Suggestion.load(tmp_path / "other.npz")
 
 
+class Trap:
+    """An object that tells when it is unpickled."""
+
+    def __reduce__(self):
+        return (pytest.fail, ("The file was unpickled.",))
+
+
+def damaged(folder):
+    """Files that hold no result, by what is wrong with them."""
+    curve_of([0.1, 0.2]).save(folder / "whole")
+    whole = (folder / "whole.npz").read_bytes()
+    middle = len(whole) // 2
+    contents = {
+        "cut short": whole[:middle],
+        "cut within an array": whole[:200] + whole[260:],
+        "flipped bytes": whole[:300] + bytes(255 - byte for byte in whole[300:340]) + whole[340:],
+        "text": b"learning rate 0.1",
+        "empty": b"",
+        "a pickle": pickle.dumps(Trap()),
+    }
+    for name, content in contents.items():
+        (folder / f"{name}.npz").write_bytes(content)
+    np.save(folder / "an array.npy", np.ones(3))
+    np.savez(folder / "objects.npz", learning_rates=np.array([Trap()], object))
+    return [*(f"{name}.npz" for name in contents), "objects.npz", "an array.npy"]
+
+
+def test_a_damaged_file_is_refused_in_one_sentence_with_its_path(tmp_path):
+    for name in damaged(tmp_path):
+        for kind, writer in ((LRCurve, "LRCurve.save"), (Suggestion, "Suggestion.save")):
+            with pytest.raises(ValueError, match=writer) as refusal:
+                kind.load(tmp_path / name)
+            said = str(refusal.value)
+            assert str(tmp_path / name) in said and said.count(".npz file") == 1 and "\n" not in said, said
+    with pytest.raises(FileNotFoundError, match=r"missing\.npz"):
+        LRCurve.load(tmp_path / "missing")
+
+
+@pytest.mark.parametrize("old", [curve_of([0.1, 0.2]), Suggestion(0.1, 0.1, 0.1, "old", curve_of([0.1]))])
+def test_a_write_that_fails_leaves_the_old_file_whole(tmp_path, monkeypatch, old):
+    old.save(tmp_path / "result")
+    before = (tmp_path / "result.npz").read_bytes()
+
+    def full(file, **arrays):
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez_compressed", full)
+    with pytest.raises(OSError, match="No space left"):
+        old.save(tmp_path / "result")
+    assert (tmp_path / "result.npz").read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["result.npz"]
+
+
+def test_a_link_and_the_rights_of_a_file_are_kept(tmp_path):
+    (tmp_path / "link.npz").symlink_to(tmp_path / "real.npz")
+    curve_of([0.1]).save(tmp_path / "link.npz")
+    assert (tmp_path / "link.npz").is_symlink() and (tmp_path / "real.npz").is_file()
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "real.npz").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_suggestion_is_a_dict_of_plain_numbers():
+    found = Suggestion(
+        np.float64(0.15), 0.1, 0.2, "a reason", curve_of([0.1]), rules={"valley": np.float64(1)}
+    )
+    said = found.to_dict()
+    assert json.loads(json.dumps(said)) == said
+    assert said == {
+        "learning_rate": 0.15, "low": 0.1, "high": 0.2, "reason": "a reason", "at_edge": False,
+        "lane_steps": 0, "rules": {"valley": 1.0},
+    }  # fmt: skip
+
+
+def test_a_curve_is_a_frame_of_one_row_a_seed_lane_and_step(monkeypatch):
+    curve = curve_of([0.1, 0.2])
+    monkeypatch.setitem(sys.modules, "pandas", types.SimpleNamespace(DataFrame=dict))
+    frame = curve.to_dataframe()
+    # The first lane of the second seed diverged at step 1: its steps 0 and 1 remain of 0 to 3.
+    assert {len(column) for column in frame.values()} == {3 * 4 + 2}
+    rows = [dict(zip(frame, row, strict=True)) for row in zip(*frame.values(), strict=True)]
+    assert [(row["seed"], row["step"]) for row in rows if row["lane"] == 0] == [
+        *((0, step) for step in range(4)), (1, 0), (1, 1),
+    ]  # fmt: skip
+    for row in rows:
+        at = (row["seed"], row["lane"], row["step"])
+        assert (
+            row["learning_rate"] == curve.learning_rates[at[1]]
+            and row["weight_decay"] == 10 * row["learning_rate"]
+        )
+        if row["step"] < 3:
+            assert row["loss"] == curve.losses[at] and row["a/b"] == curve.metrics["a/b"][at]
+            assert np.isnan(row["eval_loss"])
+        else:
+            assert row["eval_loss"] == curve.eval_losses[(*at[:2], 0)] and np.isnan(row["loss"])
+            assert row["eval_error"] == 3 * row["eval_loss"]
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(ImportError, match="to_dataframe needs pandas: pip install pandas"):
+        curve.to_dataframe()
+
+
 def test_lane_steps_count_what_was_executed():
     assert curve_of([0.1, 0.2]).lane_steps == 3 + 3 + 2 + 3
     assert curve_of([0.1, 0.2]).stable.tolist() == [False, True]
@@ -141,10 +247,22 @@ def test_results_print_as_tables():
         "LRCurve: 2 lanes of learning_rate x weight_decay x start, from 0.1 to 0.2, 2 seed(s)"
     )
     curve = dataclasses.replace(curve_of([0.1, 0.2]), hyperparameters={"weight_decay": np.array([1.0, 1.0])})
-    assert (
-        str(curve)
-        == "LRCurve: 2 rates from 0.1 to 0.2, 2 seed(s), 3 steps, 1 lane(s) diverged, 11 lane-steps"
-    )
+    head = "LRCurve: 2 rates from 0.1 to 0.2, 2 seed(s), 3 steps, 1 lane(s) diverged, 11 lane-steps"
+    assert repr(curve) == head
+    assert str(curve).splitlines() == [
+        head,
+        "The validation loss is lowest at learning_rate 0.2: 8.",
+        "learning_rate  validation loss",
+        "0.1            diverged at step 1",
+        "0.2            8",
+    ]
+    # The table of many lanes would be a page.
+    rates = np.linspace(0.1, 0.5, 17)
+    assert str(curve_of(rates)).splitlines()[1:] == [
+        "The validation loss is lowest at learning_rate 0.125, weight_decay 1.25, start 1: 30.5."
+    ]
+    lost = dataclasses.replace(curve, diverged_at=np.ones((2, 2), np.int32))
+    assert str(lost).splitlines()[1:] == ["Every lane diverged."]
     lines = str(
         Suggestion(0.15, 0.1, 0.2, "A reason.", curve, lane_steps=1200, rules={"valley": 0.05})
     ).splitlines()
@@ -153,7 +271,7 @@ def test_results_print_as_tables():
         "interval        0.1 to 0.2",
         "lanes diverged  1 of 2",
         "lane-steps      1,200",
-        "common rules",
+        "common rules    of the runs of 3 steps",
         "  valley        0.05",
         "A reason.",
     ]

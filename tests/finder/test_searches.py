@@ -1,6 +1,5 @@
 """Searches: what runs they add, how a squeezed schedule runs, and that a second one compiles nothing."""
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -8,8 +7,8 @@ import pytest
 from lowerings import count_lowerings
 
 import optax_lr as olr
-from optax_lr.engine.sweep import Engine
-from optax_lr.finder.searches import quick_lengths, squeezed
+from optax_lr.finder import tables
+from optax_lr.finder.policies import quick_lengths
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(40, 16, 3)).astype(np.float32)
@@ -26,16 +25,17 @@ def find(optimizer=optax.adam, **options):
 
 
 @pytest.mark.parametrize(("horizon", "steps"), [(100, 7), (100, 100), (2**31 - 1, 50), (3, 1)])
-def test_a_squeezed_schedule_starts_and_ends_where_the_whole_one_does(horizon, steps):
-    schedule = lambda peak: lambda step: peak * jnp.asarray(step, jnp.int32)  # noqa: E731
-    lane = {"learning_rate": 1, "run_steps": jnp.int32(steps)}
-    found = jax.vmap(lambda step: squeezed(lane, step, schedule, horizon))(
-        jnp.arange(steps + 1, dtype=jnp.int32)
-    )
+def test_a_compressed_schedule_starts_and_ends_where_the_whole_one_does(horizon, steps):
+    seen = []
+
+    def schedule(peak):
+        return lambda step: seen.append(step) or peak * (float(step) / horizon)
+
+    found = tables.compressed(schedule, np.array([1.0]), steps, horizon)[0]
     last = max(steps - 1, 1)
-    expected = [min(t, last) * (horizon - 1) // last for t in range(steps + 1)]
-    np.testing.assert_array_less(np.abs(np.asarray(found, np.int64) - expected), 2)
-    assert found[0] == 0 and found[last] == horizon - 1
+    expected = [min(t, last) * (horizon - 1) // last / horizon for t in range(steps)]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert found[0] == 0 and (steps == 1 or seen[-1] == horizon - 1)
 
 
 def test_a_lane_of_a_quick_search_is_a_run_under_one_cycle():
@@ -102,11 +102,30 @@ def test_a_finalist_that_diverges_long_before_its_end_is_left_out():
     assert np.isfinite(found.params).all() and found.learning_rate < found.finalists.learning_rates[-1]
 
 
-def test_a_second_search_compiles_nothing():
-    first = find(horizon=60, num_steps=8)
+def test_a_search_builds_two_programs_and_the_next_one_none():
+    def own_loss(params, batch):
+        return loss_fn(params, batch)
+
+    def again(**options):
+        return olr.lr_find(own_loss, jnp.zeros(3), optax.adam, (INPUTS, TARGETS), **DATA, **options)
+
+    cycle = lambda peak: olr.one_cycle_schedule(peak, 60)  # noqa: E731
     with count_lowerings() as lowered:
-        second = find(horizon=60, num_steps=8)
-    assert "train" not in " ".join(lowered) and second.learning_rate == first.learning_rate
+        first = again(horizon=60, num_steps=8, schedule=cycle)
+    assert sorted(name for name in lowered if "train" in name or "evaluate" in name) == [
+        "jit(evaluate)", "jit(train)",
+    ]  # fmt: skip
+    with count_lowerings() as lowered:
+        second = again(horizon=60, num_steps=8, schedule=cycle)
+    assert lowered == [] and second.learning_rate == first.learning_rate
+    with count_lowerings() as lowered:
+        # Another length below the same power of two, another schedule, further seeds.
+        again(horizon=63, num_steps=8, seeds=4, schedule=lambda peak: optax.cosine_decay_schedule(peak, 63))
+    assert not {"jit(train)", "jit(evaluate)"} & set(lowered)
+
+
+def test_another_optimizer_is_another_search():
+    find(horizon=60, num_steps=8)
     with count_lowerings() as lowered:
         find(lambda rate: optax.adam(rate), horizon=60, num_steps=8)
     assert "train" in " ".join(lowered)
@@ -117,19 +136,6 @@ def test_a_search_beyond_its_bounds_says_so():
     assert "widened beyond max_learning_rate=0.0001" in found.reason
 
 
-def test_a_shorter_run_of_an_engine_is_the_beginning_of_a_longer_one():
-    def step(x, rate, batch, key):
-        return x - rate * (x - batch), {"loss": (x - batch) ** 2}
-
-    engine = Engine(step, num_steps=9, evaluate=lambda x, batch: {"x": x}, eval_steps=[3, 6, 9])
-    arguments = (jnp.float32(1), jnp.array([0.1, 0.5]), jnp.linspace(0, 1, 9))
-    options = {"seeds": 2, "eval_batch": 0.0, "progress": False, "return_carries": True}
-    whole, short = engine.run(*arguments, **options), engine.run(*arguments, num_steps=6, **options)
-    np.testing.assert_array_equal(short.metrics["loss"], whole.metrics["loss"][..., :6])
-    np.testing.assert_array_equal(short.evals["x"], whole.evals["x"][..., :2])
-    np.testing.assert_array_equal(short.carries, whole.evals["x"][..., 1])
-
-
 def test_a_batch_that_only_longer_runs_reach_is_named_where_it_ends_them_all():
     broken = INPUTS.copy()
     broken[8] = np.nan
@@ -137,3 +143,43 @@ def test_a_batch_that_only_longer_runs_reach_is_named_where_it_ends_them_all():
         olr.lr_find(
             loss_fn, jnp.zeros(3), optax.adam, (broken, TARGETS), horizon=500, num_steps=5, seeds=1, **DATA
         )
+
+
+def test_the_horizon_is_the_schedules_own_length():
+    found = find(schedule=lambda peak: olr.one_cycle_schedule(peak, 20), num_steps=8, seeds=1)
+    assert found.finalists.losses.shape[-1] == 20
+    with pytest.raises(ValueError, match="schedule needs horizon: the number of steps"):
+        find(schedule=lambda peak: optax.cosine_decay_schedule(peak, 20), num_steps=8)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "words"),
+    [
+        (
+            lambda peak: olr.warmup_cosine_decay_schedule(0.0, peak, 3000, 30_000),
+            r"reaches its peak near step \d+, beyond the horizon of 30 steps",
+        ),
+        (
+            lambda peak: optax.warmup_cosine_decay_schedule(0.0, peak, 100, 1000),
+            r"reaches its peak near step \d+, beyond the horizon of 30 steps",
+        ),
+        (
+            lambda peak: olr.cosine_decay_schedule(peak, 300),
+            "has not come down at the end of the horizon of 30 steps: it stands at 98% of its peak there, and "
+            "falls to 0% at step 29",
+        ),
+    ],
+)
+def test_a_schedule_that_the_horizon_cuts_is_warned_of(schedule, words):
+    with pytest.warns(UserWarning, match=words):
+        find(horizon=30, schedule=schedule, num_steps=4, seeds=1)
+
+
+def test_a_schedule_that_fits_is_not():
+    for schedule in (
+        lambda peak: olr.one_cycle_schedule(peak, 30),
+        lambda peak: optax.warmup_cosine_decay_schedule(0.0, peak, 3, 30),
+        lambda peak: lambda step: peak,
+        lambda peak: olr.inverse_sqrt_schedule(peak, 5),
+    ):
+        find(horizon=30, schedule=schedule, num_steps=4, seeds=1)

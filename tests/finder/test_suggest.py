@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from optax_lr import LRCurve, suggest
+from optax_lr.finder.classic import CLASSIC_RULES, longest_fall
 
 RATES = np.geomspace(1e-4, 1, 17)
 
@@ -97,14 +98,14 @@ def test_the_classic_rules_on_a_known_shape():
     assert suggest.largest_stable(curve).learning_rate == RATES[15]
     # The longest fall: one of the flat lanes and lanes 8 to 13; index 7 // 3 + 7 // 6 = 3 of it.
     assert suggest.valley(curve).learning_rate == RATES[10]
-    assert set(suggest.classic(curve)) == set(suggest.CLASSIC_RULES)
+    assert set(suggest.classic(curve)) == set(CLASSIC_RULES)
 
 
 def test_the_longest_fall_against_all_subsequences():
     draw = np.random.default_rng(1)
     for _ in range(20):
         values = draw.normal(size=9)
-        chain = values[suggest._longest_fall(values)]
+        chain = values[longest_fall(values)]
         falls = [k for k in range(1, 10) for c in itertools.combinations(values, k) if (np.diff(c) < 0).all()]
         assert (np.diff(chain) < 0).all() and len(chain) == max(falls)
 
@@ -238,10 +239,100 @@ def test_the_hand_rules_read_where_the_loss_begins_to_fall_and_to_rise():
     losses = np.array([2.0] * 6 + [1.95, 1.7, 1.2, 1.0, 1.02, 1.05, 1.3, 2.0, 4.0, 8.0, 9.0])
     curve = curve_of(losses)
     assert np.isclose(suggest.before_rise(curve).learning_rate, RATES[11] / 10)
-    assert suggest.cyclical_bounds(curve) == (RATES[7], RATES[9])
-    falling = curve_of(np.linspace(2, 1, 17))
-    assert np.isclose(suggest.before_rise(falling).learning_rate, RATES[16] / 10)
-    assert suggest.cyclical_bounds(curve_of(RATES)) == (RATES[0] / 4, RATES[0])
+    # Half of the fall from 2 to 1 is done between lanes 7 (1.7) and 8 (1.2); a tenth at lane 7.
+    base, peak = suggest.cyclical_bounds(curve)
+    assert peak == RATES[8] and np.isclose(base, RATES[8] / 4)
+    # Separate runs have no lag.
+    assert suggest.cyclical_bounds(runs_of(losses)) == (RATES[9] / 4, RATES[9])
+    falling = suggest.before_rise(curve_of(np.linspace(2, 1, 17)))
+    assert np.isclose(falling.learning_rate, RATES[16] / 10)
+    assert falling.at_edge and "had not risen by 1" in falling.reason
+    with pytest.raises(
+        ValueError, match=r"cyclical_bounds needs a loss that falls, got none between 0\.0001 and 1"
+    ):
+        suggest.cyclical_bounds(curve_of(RATES))
+
+
+RAMP_RULES = ("steepest", "valley", "slide", "minimum_over_ten", "before_rise", "flat_then_rising")
+
+
+def ramp_of(losses, seed=0, noise=0.0, rates=None):
+    """A range test of these losses, smoothed as the range test does, with the noise of batches."""
+    raw = np.array(losses) + noise * np.random.default_rng(seed).normal(size=len(losses))
+    smooth, average = [], 0.0
+    for step, loss in enumerate(raw):
+        average = 0.98 * average + 0.02 * loss
+        smooth.append(average / (1 - 0.98 ** (step + 1)))
+    kept = [np.array(part, np.float32)[None, :, None] for part in (smooth, raw)]
+    where = np.geomspace(1e-6, 1, len(raw)) if rates is None else rates
+    never = np.full((1, len(raw)), -1, np.int32)
+    return LRCurve(
+        where, kept[0], None, np.array([], np.int32), never, metrics={"unsmoothed_loss": kept[1]}
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RAMP_RULES)
+@pytest.mark.parametrize("shape", ["flat", "rising", "falling", "bowl"])
+def test_a_rule_says_what_a_ramp_did_not_show_and_names_no_rate_outside_it(name, shape):
+    x = np.linspace(0, 1, 100)
+    losses = {"flat": 0 * x, "rising": 8 * np.maximum(x - 0.7, 0), "falling": -np.maximum(x - 0.5, 0) * 2}
+    losses["bowl"] = np.where(x < 0.8, -2 * np.maximum(x - 0.4, 0), -0.8 + 20 * (x - 0.8))
+    for seed in range(20):
+        ramp = ramp_of(2 + losses[shape], seed, 0.05)
+        found = getattr(suggest, name)(ramp)
+        assert ramp.learning_rates[0] <= found.low <= found.learning_rate <= found.high <= 1
+        assert not found.at_edge or ";" in found.reason
+        if name != "flat_then_rising" and shape in ("flat", "rising"):
+            assert found.at_edge and "no fall was seen between 1e-06 and 1" in found.reason
+        if name in ("flat_then_rising", "before_rise") and shape in ("flat", "falling"):
+            assert found.at_edge and "had not risen" in found.reason
+    if name == "flat_then_rising" and shape == "rising":
+        # It rises from 10^(-6 + 0.7 * 6) on; the smoothed loss a little later.
+        assert 10**-1.8 / 10 <= found.learning_rate <= 10**-1.8 and not found.at_edge
+
+
+def runs_of(losses, start=2.0, seeds=1):
+    """Separate runs of twenty steps, of which each but the first has the given loss."""
+    table = np.broadcast_to(np.array(losses, np.float32)[None, :, None], (seeds, len(losses), 20)).copy()
+    table[..., 0] = start
+    return LRCurve(
+        RATES[: len(losses)], table, None, np.array([], np.int32), np.full((seeds, len(losses)), -1, np.int32)
+    )
+
+
+def test_stable_means_learned():
+    # Dead networks stand at chance, below an untrained loss of 2.6; the last one that learned is lane 5.
+    losses = [2.5, 2.2, 1.5, 0.5, 0.1, 0.8, 2.4, 2.4]
+    curve = runs_of(losses, start=2.6)
+    assert suggest.largest_stable(curve).learning_rate == RATES[5]
+    assert not suggest.largest_stable(curve).at_edge
+    assert suggest.largest_stable(curve, reference=0.6).learning_rate == RATES[4]
+    told = dataclasses.replace(curve, reference=np.array([0.6]))
+    assert suggest.largest_stable(told).learning_rate == RATES[4]
+    halved = suggest.halve_until_stable(curve)
+    assert halved.learning_rate == RATES[5] and "of 3, halved from 0.00562" in halved.reason
+    for rule in (suggest.largest_stable, suggest.halve_until_stable):
+        with pytest.raises(ValueError, match="No rate learned"):
+            rule(runs_of([2.6] * 8, start=2.6))
+        assert "largest_stable" not in suggest.classic(runs_of([2.6] * 8, start=2.6))
+
+
+def test_regimes_are_spans_and_say_what_was_not_seen():
+    whole = suggest.regimes(runs_of([2.5, 2.2, 1.5, 0.5, 0.1, 0.8, 2.4, 2.4], start=2.6))
+    assert [name for name, _ in whole] == ["too low", "good", "too high"] and not whole.unseen
+    assert whole.low[0] == RATES[0] and whole.low[1] == whole.good[0] and whole.good[1] == whole.high[0]
+    assert RATES[3] < whole.good[0] < RATES[4] < whole.good[1] < RATES[5] and whole.high[1] == RATES[7]
+    low_only = suggest.regimes(runs_of([2.5, 1.0, 0.2]))
+    assert low_only.high is None and low_only.unseen == (
+        "No rate was seen that is too high: the largest is good.",
+    )
+    nothing = suggest.regimes(runs_of([2.0] * 4))
+    assert list(nothing) == [] and "No rate from 0.0001 to 0.000562 was seen to learn." in str(nothing)
+    x = np.linspace(0, 1, 100)
+    ramp = ramp_of(np.where(x < 0.8, 2 - 2 * np.maximum(x - 0.4, 0), 1.2 + 20 * (x - 0.8)), noise=0.02)
+    spans = suggest.regimes(ramp)
+    assert spans.good == suggest.cyclical_bounds(ramp)
+    assert spans.low[0] < spans.low[1] == spans.good[0] < spans.good[1] == spans.high[0] < spans.high[1]
 
 
 def test_the_next_rate_is_half_way_into_the_wider_gap_beside_the_best():

@@ -1,5 +1,6 @@
-"""What is killed and run again ends with the bits of an undisturbed run: a sweep, many times; an example."""
+"""What is killed, interrupted or short of disk ends with the bits of an undisturbed run: a sweep; an example."""
 
+import json
 import os
 import pathlib
 import random
@@ -9,8 +10,9 @@ import sys
 import time
 
 import numpy as np
-import orbax.checkpoint
 import pytest
+
+from optax_lr.engine import checkpoints
 
 VICTIM = pathlib.Path(__file__).with_name("victim.py")
 KILLS = 20
@@ -44,34 +46,48 @@ def wait_for(process, condition):
 
 def left_behind(directory):
     """What a killed sweep leaves: steps in its newest whole checkpoint, and steps it had executed."""
-    numbers = [int(path.name) for path in directory.iterdir() if path.name.isdigit()]
-    saved = 0
-    if numbers:
-        state = orbax.checkpoint.PyTreeCheckpointer().restore(directory / str(max(numbers)))
-        saved = int(state["done"].sum()) * RUNS // len(state["done"])
-    journal = directory / "executed"
-    return saved, int(journal.read_text()) if journal.exists() else 0
+    folder = checkpoints.Folder(directory)
+    saved = folder.read()
+    return (saved.steps, saved.steps + folder.redone) if saved else (0, 0)
 
 
-@pytest.mark.parametrize("lanes_at_once", ["auto", "2", "6"])
-def test_killed_and_resumed_equals_undisturbed(tmp_path, lanes_at_once):
-    calm = start("none", tmp_path / "calm.log", tmp_path / "calm.npz", lanes_at_once)
-    assert calm.wait() == 0, (tmp_path / "calm.log.err").read_text()
-    expected = np.load(tmp_path / "calm.npz")
+@pytest.fixture(scope="module", params=["auto", "2", "6"])
+def calm(request, tmp_path_factory):
+    """An undisturbed sweep: how many lanes ride at once, its result, and the calls that it made."""
+    path = tmp_path_factory.mktemp("calm")
+    process = start("none", path / "log", path / "result.npz", request.param)
+    assert process.wait() == 0, (path / "log.err").read_text()
+    return request.param, np.load(path / "result.npz"), calls(path / "log")
+
+
+def assert_same(result, expected, words):
+    found = np.load(result)
+    for name in ("loss", "speed", "evals", "x", "v"):
+        np.testing.assert_array_equal(found[name], expected[name], err_msg=f"{name}, {words}")
+
+
+def begun(directory, log, result, lanes_at_once):
+    """A life of the sweep that has said what it resumes, which is what was left behind."""
+    saved, executed = left_behind(directory) if directory.exists() else (0, 0)
+    life = len(lives(log))
+    process = start(directory, log, result, lanes_at_once)
+    wait_for(process, lambda: len(lives(log)) > life)
+    assert len(lives(log)) > life, pathlib.Path(f"{log}.err").read_text()
+    assert lives(log)[-1] == (saved, max(0, executed - saved))
+    return process, saved
+
+
+def test_killed_and_resumed_equals_undisturbed(tmp_path, calm):
+    lanes_at_once, expected, all_calls = calm
     # A moment is so many calls and a few milliseconds after the start: seconds alone would mean, on a slow machine,
     # that every kill comes before the first checkpoint.
-    all_calls = calls(tmp_path / "calm.log")
     draw, kills, finished, resumed = random.Random(lanes_at_once), 0, 0, 0
     while kills < KILLS:
         directory, log = tmp_path / f"sweep{finished}", tmp_path / f"log{finished}"
         result = tmp_path / f"result{finished}.npz"
         while not result.exists():
-            saved, executed = left_behind(directory) if directory.exists() else (0, 0)
-            life, before = len(lives(log)), calls(log)
-            process = start(directory, log, result, lanes_at_once)
-            wait_for(process, lambda life=life, log=log: len(lives(log)) > life)
-            assert len(lives(log)) > life, pathlib.Path(f"{log}.err").read_text()
-            assert lives(log)[-1] == (saved, max(0, executed - saved))
+            before = calls(log)
+            process, saved = begun(directory, log, result, lanes_at_once)
             resumed += saved > 0
             if kills < KILLS:
                 last = before + draw.randrange(all_calls)
@@ -82,12 +98,67 @@ def test_killed_and_resumed_equals_undisturbed(tmp_path, lanes_at_once):
                 kills += 1
             else:
                 assert process.returncode == 0, pathlib.Path(f"{log}.err").read_text()
-        found = np.load(result)
-        for name in ("loss", "speed", "evals", "x", "v"):
-            np.testing.assert_array_equal(found[name], expected[name], err_msg=f"{name}, after {kills} kills")
+        assert_same(result, expected, f"after {kills} kills")
         assert left_behind(directory)[0] == RUNS * STEPS
         finished += 1
     assert resumed >= KILLS // 4
+
+
+def test_interrupted_at_any_moment_stops_at_once_and_saves_all(tmp_path, calm):
+    """Ctrl-C, in half of the lives twice: at most 2 s, no thread left, and no step is made again."""
+    lanes_at_once, expected, all_calls = calm
+    draw, interrupts = random.Random(lanes_at_once), 0
+    directory, log, result = tmp_path / "sweep", tmp_path / "log", tmp_path / "result.npz"
+    while not result.exists():
+        before = calls(log)
+        process, _ = begun(directory, log, result, lanes_at_once)
+        assert lives(log)[-1][1] == 0
+        # Inside a round: after its first call.
+        last = before + draw.randrange(1, max(2, all_calls // 4))
+        wait_for(process, lambda last=last: calls(log) >= last)
+        time.sleep(draw.uniform(0.0, 0.05))
+        asked = time.time()
+        process.send_signal(signal.SIGINT)
+        if interrupts % 2:
+            time.sleep(draw.uniform(0.0, 0.01))
+            process.send_signal(signal.SIGINT)
+        status = process.wait()
+        if status == 0:
+            break
+        assert status == 130, pathlib.Path(f"{log}.err").read_text()
+        stopped = json.loads(pathlib.Path(f"{log}.stopped").read_text())
+        assert stopped["at"] - asked < 2 and stopped["threads"] == ["MainThread"]
+        interrupts += 1
+    assert interrupts >= 3
+    assert_same(result, expected, f"after {interrupts} interrupts")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="the system has no limit for files")
+def test_a_disk_that_fills_costs_the_checkpoint_alone(tmp_path, calm):
+    """The limit for a file's size stands for a full disk: it comes up while a checkpoint is written."""
+    lanes_at_once, expected, _ = calm
+    directory, log, result = tmp_path / "sweep", tmp_path / "log", tmp_path / "result.npz"
+    limited = (
+        "import resource, signal, runpy, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN);"
+        "sys.argv = sys.argv[1:]; import numpy as np; savez = np.savez\n"
+        "def full(file, **arrays):\n"
+        "    limit = resource.getrlimit(resource.RLIMIT_FSIZE)\n"
+        "    if hasattr(file, 'write'): resource.setrlimit(resource.RLIMIT_FSIZE, (3000, limit[1]))\n"
+        "    try: savez(file, **arrays)\n"
+        "    finally: resource.setrlimit(resource.RLIMIT_FSIZE, limit)\n"
+        "np.savez = full; runpy.run_path(sys.argv[0], run_name='__main__')"
+    )
+    arguments = [str(VICTIM), str(directory), str(log), str(result), lanes_at_once]
+    first = subprocess.run([sys.executable, "-c", limited, *arguments], capture_output=True, text=True)
+    assert first.returncode == 0, first.stderr
+    assert "No checkpoint could be written" in first.stderr and "the search goes on" in first.stderr
+    assert_same(result, expected, "on a full disk")
+    assert not list(directory.glob("*.partial"))
+    # What could be written is whole: the same call resumes from it, or begins anew.
+    result.unlink()
+    process, _ = begun(directory, log, result, lanes_at_once)
+    assert process.wait() == 0, pathlib.Path(f"{log}.err").read_text()
+    assert_same(result, expected, "afterwards")
 
 
 EXAMPLES = pathlib.Path(__file__).parents[2] / "examples"

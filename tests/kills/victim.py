@@ -1,17 +1,21 @@
 """A sweep that saves often, slow enough to be killed in; it logs what it resumes, and a byte for each call.
 
 python victim.py DIRECTORY LOG RESULT LANES_AT_ONCE
+
+Ctrl-C ends it with status 130, after it logged the threads that it has left and the seconds that it took to stop.
 """
 
+import json
 import os
 import sys
+import threading
 import time
 
 import jax.numpy as jnp
 import numpy as np
 
 import optax_lr as olr
-from optax_lr.engine import checkpoints, jobs
+from optax_lr.engine import checkpoints, jobs, workers
 
 DIRECTORY, LOG, RESULT, LANES_AT_ONCE = sys.argv[1:]
 BATCHES = np.random.default_rng(0).normal(size=(11, 4)).astype(np.float32)
@@ -24,24 +28,28 @@ def step(carry, rate, batch, key):
     return (x + velocity, velocity), {"loss": 1 + jnp.cos(x), "speed": jnp.abs(velocity).sum()}
 
 
-class SlowStore(checkpoints.Store):
-    """Says at its start what it resumes, and takes its time, so that there are moments to be killed in."""
+def slowed(record, read):
+    """Say at the start what is resumed, and take time, so that there are moments to be killed in."""
 
-    def __init__(self, *arguments, **options):
-        super().__init__(*arguments, **options)
-        with open(LOG, "a") as log:
-            log.write(f"{self.skipped} {self.redone}\n")
-
-    def put(self, *arguments):
-        super().put(*arguments)
+    def slow_record(*arguments):
+        counted = record(*arguments)
         with open(f"{LOG}.calls", "a") as calls:
             calls.write(".")
-        time.sleep(0.02)
+        time.sleep(0.02 if LANES_AT_ONCE == "auto" else 0.02 * int(LANES_AT_ONCE))
+        return counted
+
+    def said_read(folder):
+        saved = read(folder)
+        with open(LOG, "a") as log:
+            log.write(f"{folder.skipped} {folder.redone}\n")
+        return saved
+
+    return slow_record, said_read
 
 
 def main():
-    engine = sys.modules["optax_lr.engine.sweep"]  # `optax_lr.sweep` is the function
-    engine.Store, jobs.STEPS_PER_CALL = SlowStore, 40
+    workers._record, checkpoints.Folder.read = slowed(workers._record, checkpoints.Folder.read)
+    jobs.Pace.steps = lambda self, most: min(most, 40)
     checkpoints.SECONDS_BETWEEN_SAVES = 0.1
     found = olr.sweep(
         step,
@@ -73,4 +81,10 @@ def main():
     os.replace(f"{RESULT}.part.npz", RESULT)
 
 
-main()
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        with open(f"{LOG}.stopped", "w") as log:
+            json.dump({"threads": [each.name for each in threading.enumerate()], "at": time.time()}, log)
+        sys.exit(130)

@@ -29,6 +29,7 @@ def seen_steps(compose):
         lambda part: olr.join_schedules([lambda step: 0.1, part], [3]),
         lambda part: olr.scale_schedule(part, 2.0),
         lambda part: olr.multiply_schedules(part),
+        lambda part: olr.add_schedules(part),
         lambda part: olr.clip_schedule(part, 0.0, 1.0),
     ],
 )
@@ -41,7 +42,7 @@ def test_a_fraction_shifts_the_clock_by_it():
     assert olr.with_warmup(line, 2.5)(5) == 0.25
     assert jax.jit(lambda n: olr.with_warmup(line, n)(5))(2.5) == 0.25
     assert jax.jit(lambda n: olr.shift_schedule(line, n)(5))(2.5) == 0.75
-    np.testing.assert_allclose(olr.with_warmup(line, 0.5)(1.0), 0.05)
+    np.testing.assert_allclose(olr.with_warmup(line, 1.5)(2.0), 0.05)
 
 
 def test_a_whole_count_is_exact_in_any_type():

@@ -36,7 +36,7 @@ def test_every_curve_has_a_case():
     public = {
         name
         for name, function in inspect.getmembers(olr.curves, inspect.isfunction)
-        if not name.startswith("_")
+        if function.__module__ == olr.curves.__name__
     }
     assert public == {*CURVES, "reverse"}
 
@@ -78,6 +78,65 @@ def test_numbers_of_a_curve_may_be_traced(name, arguments):
 def test_bad_numbers_are_refused_by_name(unhooked, name, argument, bad):
     with pytest.raises(ValueError, match=f"^{argument} must be a finite number .* got {bad}"):
         getattr(unhooked.curves, name)(bad)
+
+
+# Every public function that takes a curve, called with one.
+TAKERS = {
+    "anneal_schedule": lambda olr, curve: olr.anneal_schedule(1.0, 0.0, 10, curve=curve),
+    "one_cycle_schedule": lambda olr, curve: olr.one_cycle_schedule(1.0, 10, curve=curve),
+    "one_cycle_momentum_schedule": lambda olr, curve: olr.one_cycle_momentum_schedule(10, curve=curve),
+    "knot_schedule": lambda olr, curve: olr.knot_schedule({0: 0.0, 9: 1.0}, curve=curve),
+    "cyclical_schedule": lambda olr, curve: olr.cyclical_schedule(0.0, 1.0, 5, curve=curve),
+    "cyclical_momentum_schedule": lambda olr, curve: olr.cyclical_momentum_schedule(curve=curve),
+    "sgdr_schedule": lambda olr, curve: olr.sgdr_schedule(1.0, 0.0, 5, curve=curve),
+    "with_warmup": lambda olr, curve: olr.with_warmup(lambda step: 1.0, 10, curve=curve),
+    "warmup_stable_decay_schedule": lambda olr, curve: olr.warmup_stable_decay_schedule(
+        1.0, warmup_steps=3, stable_steps=3, decay_steps=3, decay_curve=curve
+    ),
+    "warmup of warmup_stable_decay_schedule": lambda olr, curve: olr.warmup_stable_decay_schedule(
+        1.0, warmup_steps=3, stable_steps=3, decay_steps=3, warmup_curve=curve
+    ),
+    "curves.reverse": lambda olr, curve: olr.curves.reverse(curve),
+}
+EXPECTED = r"^\w*curve must be a rising curve, such as curves\.cosine or curves\.tanh\(\), got "
+
+
+def test_every_taker_of_a_curve_is_tried():
+    takers = {
+        name
+        for name in dir(olr)
+        if inspect.isfunction(getattr(olr, name))
+        and any(
+            p.annotation == olr.types.Curve for p in inspect.signature(getattr(olr, name)).parameters.values()
+        )
+    }
+    assert takers == {name for name in TAKERS if "." not in name and " " not in name}
+
+
+@pytest.mark.parametrize("name", TAKERS)
+def test_what_is_no_curve_is_refused_when_built(unhooked, name):
+    for wrong, got in (
+        ("cosine", r"'cosine'\.$"),
+        (unhooked.curves.tanh, r"tanh, which must be called to make one\.$"),
+        (unhooked.curves.power, r"power, which must be called to make one\.$"),
+        (lambda progress: 1 - progress, r"one that goes from 1 to 0\.$"),
+        (lambda progress: 0 * progress, r"one that goes from 0 to 0\.$"),
+        (lambda progress: 100 * progress, r"one that goes from 0 to 100\.$"),
+        (lambda progress: None, r"<function"),
+        (lambda progress: jax.numpy.stack([progress, progress]), r"one whose weights have shape \(2,\)\.$"),
+    ):
+        with pytest.raises(ValueError, match=EXPECTED + got):
+            TAKERS[name](unhooked, wrong)
+
+
+@pytest.mark.parametrize("name", TAKERS)
+def test_any_function_that_rises_is_a_curve(name):
+    def smoothstep(progress):
+        return progress**2 * (3 - 2 * progress)
+
+    assert callable(TAKERS[name](olr, smoothstep))
+    # Under a trace too, with a number of the curve traced or not.
+    jax.jit(lambda exponent: [TAKERS[name](olr, c)(0) for c in (smoothstep, lambda p: p**exponent)])(2.0)
 
 
 def test_a_curve_that_reaches_no_end_still_arrives():

@@ -1,6 +1,7 @@
 """Cycles against lengths added up in rational numbers, and what they print, list and refuse."""
 
 import math
+from fractions import Fraction
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +19,14 @@ CASES = [
     (1, 3.0),
     (1000, 1.25),
     (3, 7.25),
+    (2.5, 1.0),
+    (100 / 3, 1.0),
+    (1234.567, 1.0),
+    (2.5, 2.0),
+    (20, 0.5),
+    (20.5, 0.75),
+    (1, 0.5),
+    (LAST, 0.9),
     (LAST, 1.0),
     (1000, LAST),
 ]
@@ -26,7 +35,7 @@ CASES = [
 def starts_of(first, growth):
     """The real starts of the cycles up to the last step, but for the many of equal length."""
     starts, t = [], 0
-    while t <= LAST and len(starts) < 50_000:
+    while t <= LAST and len(starts) < (50_000 if growth > 1 else 200):
         _, start, length = references.cycle(t, first, growth)
         starts.append(start)
         if growth == 1:
@@ -39,7 +48,9 @@ def starts_of(first, growth):
 def test_position(first, growth):
     starts = [math.ceil(start) for start in starts_of(first, growth)]
     if growth == 1:
-        starts = [0, first, 2 * first, first * (LAST // first)]
+        starts = [
+            math.ceil(Fraction(first).limit_denominator(4096) * i) for i in (0, 1, 2, 3, 7, LAST // first)
+        ]
     chosen = starts if len(starts) < 60 else [*starts[:20], *starts[-20:]]
     steps = sorted({min(max(s + d, 0), LAST) for s in [*chosen, 2**24, LAST] for d in (-1, 0, 1)})
     position = jax.jit(jax.vmap(olr.Cycles(first, growth).position))(np.array(steps, np.int32))
@@ -98,12 +109,22 @@ def test_cycles_pass_through_jit():
     assert jax.tree.map(lambda n: n + 1, cycles) == olr.Cycles(11, 2, 6)
 
 
+@pytest.mark.parametrize("cycles", [olr.Cycles(33.4), olr.Cycles(10, 1.5), olr.Cycles(20.5, 0.75)], ids=str)
+def test_cycles_with_fractions_pass_through_jit(cycles):
+    position = jax.jit(lambda cycles, step: cycles.position(step))(cycles, 67)
+    assert position == cycles.position(67) and jax.tree.leaves(cycles) == []
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ((0,), "first must be a whole number of steps from 1 to 2^31 - 1, got 0."),
-        ((2.5,), "first must be a whole number of steps from 1 to 2^31 - 1, got 2.5."),
-        ((10, 0.5), "growth must be a finite number of at least 1 and of at most 2.14748e+09, got 0.5."),
+        ((0,), "first must be a number of steps from 1 to 2^31 - 1, got 0."),
+        ((0.5,), "first must be a number of steps, not a share, got 0.5."),
+        ((10, 0), "growth must be a finite number above 0 and of at most 2.14748e+09, got 0."),
+        (
+            (1e6, 0.999),
+            "growth=0.999 from first=1000000 makes 13809 cycles before they are one step long, over 4096.",
+        ),
         ((10, 2, 0), "limit must be a whole number of cycles from 1 to 2^31 - 1, got 0."),
         ((1, 1.001), "growth=1.001 from first=1 makes 14588 cycles in 2^31 steps, over 4096."),
     ],
@@ -117,9 +138,9 @@ def test_refusals_read_well(unhooked, arguments, sentence):
 def test_what_sizes_a_table_is_concrete(unhooked):
     with pytest.raises(ValueError, match="growth must be concrete"):
         jax.jit(lambda growth: unhooked.Cycles(10, growth).position(0))(2.0)
-    with pytest.raises(ValueError, match=r"first must be concrete where growth=1.5 has a fraction"):
+    with pytest.raises(ValueError, match=r"first must be concrete where growth=1.5 is not whole"):
         jax.jit(lambda first: unhooked.Cycles(first, 1.5).position(0))(10)
     with pytest.raises(ValueError, match="first must be concrete where the ends"):
         jax.jit(lambda first: unhooked.Cycles(first).ends(100))(10)
-    with pytest.raises(ValueError, match="total_steps must be a whole number"):
+    with pytest.raises(ValueError, match="num_steps must be a whole number"):
         unhooked.Cycles(10).ends(0)

@@ -43,8 +43,8 @@ def cyclic(**options):
 @pytest.mark.parametrize(
     ("name", "schedule", "momentum"),
     [
-        ("torch.StepLR", olr.step_decay_schedule(0.1, 7, 0.3), None),
-        ("torch.ExponentialLR", olr.exponential_decay_schedule(0.1, 1, 0.93), None),
+        ("torch.StepLR", olr.exponential_decay(0.1, 7, 0.3, staircase=True), None),
+        ("torch.ExponentialLR", olr.exponential_decay(0.1, 1, 0.93), None),
         ("torch.CosineAnnealingWarmRestarts.Tm2", SGDR, None),
         ("torch.CyclicLR.triangular2", *cyclic(mode="triangular2")),
         ("torch.CyclicLR.exp_range", *cyclic(mode="exp_range", decay_rate=0.97)),
@@ -79,7 +79,8 @@ def test_an_oracle_can_fail():
 @pytest.mark.parametrize("name", [name for name in TORCH if name.startswith("OneCycleLR")])
 def test_one_cycle_is_pytorchs_in_every_form(name):
     config = TORCH[name]["config"]
-    shared = {name: config[name] for name in ("total_steps", "pct_start", "three_phase")}
+    shared = {name: config[name] for name in ("pct_start", "three_phase")}
+    shared["transition_steps"] = config["total_steps"]
     shared["curve"] = CURVES[config["anneal_strategy"]]
     factors = {name: config[name] for name in ("div_factor", "final_div_factor")}
     check_oracle(olr.one_cycle_schedule(config["max_lr"], **shared, **factors), TORCH[name]["lr"])
@@ -90,8 +91,8 @@ def test_one_cycle_is_pytorchs_in_every_form(name):
     ("name", "schedule"),
     [
         ("CyclicLR", olr.cyclical_schedule(0.01, 0.5, 7, down_steps=12)),
-        ("MultiStepLR", olr.multistep_decay_schedule(0.1, [5, 17, 40], 0.3)),
-        ("PolynomialLR", olr.polynomial_decay_schedule(0.1, 0.0, 33, power=1.7)),
+        ("MultiStepLR", olr.piecewise_constant_schedule(0.1, dict.fromkeys([5, 17, 40], 0.3))),
+        ("PolynomialLR", olr.polynomial_schedule(0.1, 0.0, 1.7, 33)),
         ("CosineAnnealingLR", olr.anneal_schedule(0.1, 0.01, 30)),
     ],
 )
@@ -122,7 +123,7 @@ def test_boundaries_are_exact_for_every_period(way):
         steps = jnp.concatenate([starts, starts - 1]).astype(kind)
         drops = olr.in_epochs(lambda epoch: epoch, period, staircase=True)
         ramp = olr.sgdr_schedule(1.0, 0.0, olr.Cycles(period), curve=olr.curves.linear)
-        halves = olr.step_decay_schedule(1.0, period, 0.5)
+        halves = olr.exponential_decay(1.0, period, 0.5, staircase=True)
         cyclical = olr.cyclical_schedule(0.0, 1.0, period, scale=lambda cycle: cycle + 1)
         return [jax.vmap(schedule)(steps) for schedule in (drops, ramp, halves, cyclical)]
 
@@ -144,7 +145,7 @@ def test_boundaries_are_exact_for_every_period(way):
 
 @pytest.mark.parametrize("period", [41, 47, 55, 61, 4093])
 def test_boundaries_are_exact_where_the_period_is_a_number_in_the_program(period):
-    schedule = jax.jit(jax.vmap(olr.step_decay_schedule(1.0, period, 0.5)))
+    schedule = jax.jit(jax.vmap(olr.exponential_decay(1.0, period, 0.5, staircase=True)))
     counts = np.arange(1, 100, dtype=np.int32)
     np.testing.assert_array_equal(schedule(counts * period), schedule((counts + 1) * period - 1))
     assert (np.diff(schedule(counts * period)) < 0).all()
@@ -175,21 +176,21 @@ def test_the_cost_does_not_grow_with_the_cycles():
 
 
 def test_fractional_counts_work_for_float_steps():
-    schedule = olr.step_decay_schedule(1.0, 2.5, 0.5)
+    schedule = olr.exponential_decay(1.0, 2.5, 0.5, staircase=True)
     assert [float(schedule(t)) for t in (0.0, 2.4, 2.5, 4.9, 5.0)] == [1.0, 1.0, 0.5, 0.5, 0.25]
     assert [float(schedule(t)) for t in (2, 3, 4, 5)] == [1.0, 0.5, 0.5, 0.25]
-    traced = jax.jit(lambda n, t: olr.step_decay_schedule(1.0, n, 0.5)(t))
+    traced = jax.jit(lambda n, t: olr.exponential_decay(1.0, n, 0.5, staircase=True)(t))
     assert [float(traced(2.5, t)) for t in (2, 3, 4, 5)] == [1.0, 0.5, 0.5, 0.25]
     warm = olr.warmup_stable_decay_schedule(
-        1.0, warmup_steps=0.5, stable_steps=0.75, decay_steps=1.25, cycles=2
+        1.0, warmup_steps=1.5, stable_steps=1.75, decay_steps=2.25, num_cycles=2
     )
     expected = [0.0, 0.5, 1.0, 1.0, 1.0, 0.5, 0.0, 0.5]
-    got = [float(warm(t)) for t in (0.0, 0.25, 0.5, 1.0, 1.25, 1.875, 2.5, 2.75)]
+    got = [float(warm(t)) for t in (0.0, 0.75, 1.5, 2.0, 3.25, 4.375, 5.5, 6.25)]
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
 def test_a_traced_count_out_of_range_is_raised_to_its_minimum():
-    values = jax.vmap(lambda n: olr.step_decay_schedule(1.0, n, 0.5)(3))(jnp.array([-2, 0, 1]))
+    values = jax.vmap(lambda n: olr.exponential_decay(1.0, n, 0.5, staircase=True)(3))(jnp.array([-2, 0, 1]))
     assert values.tolist() == [0.125] * 3
 
 
@@ -215,16 +216,40 @@ def test_a_step_that_is_not_finite_harms_itself_alone():
             "knots[0] must be a finite number of at least 0, got nan.",
         ),
         (
-            lambda olr: olr.multistep_decay_schedule(1.0, [30, 20], 0.1),
+            lambda olr: olr.join_schedules([lambda step: 0.1] * 3, [30, 20]),
             "boundaries must be in increasing order, got [30, 20].",
         ),
         (
-            lambda olr: olr.multistep_decay_schedule(1.0, 30, 0.1),
+            lambda olr: olr.join_schedules([lambda step: 0.1] * 2, 30),
             "boundaries must be a sequence of numbers of steps, got 30.",
         ),
         (
+            lambda olr: olr.piecewise_constant_schedule(1.0, {0.5: 0.1}),
+            "a step of boundaries_and_scales must be a number of steps, not a share, got 0.5.",
+        ),
+        (
+            lambda olr: olr.with_warmup(olr.constant_schedule(0.1), 0.1),
+            "warmup_steps must be a number of steps, not a share, got 0.1.",
+        ),
+        (
+            lambda olr: olr.with_warmup(olr.linear_schedule, 10),
+            "schedule must be a function, got linear_schedule, which must be called to make one.",
+        ),
+        (
+            lambda olr: olr.warmup_cosine_decay_schedule(0.0, 0.1, 100, 100),
+            "decay_steps counts the warm-up too and must be above warmup_steps=100, got 100.",
+        ),
+        (
+            lambda olr: olr.linear_onecycle_schedule(100, 0.1, 0.5, 0.4),
+            "pct_final must be at least pct_start=0.5, got 0.4.",
+        ),
+        (
+            lambda olr: olr.table_schedule(0.1),
+            "values must be one row of at least one number, got 0.1.",
+        ),
+        (
             lambda olr: olr.sgdr_schedule(0.1, 0.0, 0),
-            "cycles must be a whole number of steps from 1 to 2^31 - 1, got 0.",
+            "cycle_steps must be a number of steps from 1 to 2^31 - 1, got 0.",
         ),
         (
             lambda olr: olr.sgdr_schedule(0.1, 0.0, 5, warmup_steps=5),
@@ -240,15 +265,15 @@ def test_a_step_that_is_not_finite_harms_itself_alone():
         ),
         (
             lambda olr: olr.cyclical_schedule(0.3, 0.2, 5),
-            "peak_value must be at least base_value=0.3, got 0.2.",
+            "peak_value must be at least init_value=0.3, got 0.2.",
         ),
         (
             lambda olr: olr.one_cycle_schedule(0.1, 100, pct_start=0.005),
-            "pct_start=0.005 leaves a phase of total_steps=100 without a step.",
+            "pct_start=0.005 leaves a phase of transition_steps=100 without a step.",
         ),
         (
             lambda olr: olr.slanted_triangular_schedule(0.1, 5),
-            "cut_fraction=0.1 leaves no step to rise in of total_steps=5.",
+            "cut_fraction=0.1 leaves no step to rise in of transition_steps=5.",
         ),
         (
             lambda olr: olr.warmup_stable_decay_schedule(1.0, warmup_steps=0, stable_steps=0, decay_steps=0),

@@ -1,0 +1,101 @@
+"""How well cycles train between the bounds of `suggest.cyclical_bounds`, against the best peak, on small problems.
+
+Each problem is trained for 400 steps under a triangular schedule with half-cycles of 50 steps, at peaks a factor of
+1.58 apart (the base a tenth of the peak): that is the truth. The bounds are read off separate runs at constant
+rates, and off range tests; a triangular schedule between them is then trained, too. The score is its validation
+loss over that of the best peak, minus 1.
+"""
+
+import argparse
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from diagnosis import OPTIMIZERS, Problem, batches_of, load, loss_of, model
+
+import optax_lr as olr
+
+STEPS, HALF_CYCLE, SEEDS = 400, 50, 3
+PEAKS = np.geomspace(1e-4, 10, 26)
+CASES = [
+    (Problem("digits", "mlp"), "SGD"),
+    (Problem("digits", "mlp"), "momentum"),
+    (Problem("digits", "mlp"), "Adam"),
+    (Problem("digits", "linear"), "SGD"),
+    (Problem("wine", "mlp", batch=16), "momentum"),
+    (Problem("wine", "linear", batch=16), "Adam"),
+    (Problem("diabetes", "mlp", batch=16, squared=True), "SGD"),
+    (Problem("diabetes", "linear", batch=16, squared=True), "momentum"),
+    (Problem("breast_cancer", "mlp", batch=16), "Adam"),
+    (Problem("digits", "deep"), "SGD"),
+]
+
+
+def triangular(base: Any, peak: Any) -> Callable:
+    """From base to peak and back, without end."""
+    return lambda step: base + (peak - base) * (1 - jnp.abs((step / HALF_CYCLE) % 2 - 1))
+
+
+def scores(problem: Problem, optimizer: str) -> dict[str, float]:
+    """By where the bounds were read off, how far their loss lies above that of the best peak."""
+    train, valid, classes = load(problem)
+    init, apply = model(problem.model, train[0].shape[1], classes or train[1].shape[1])
+    arguments = loss_of(problem, classes, apply), init, OPTIMIZERS[optimizer]
+    batches = batches_of(train, problem.batch, STEPS)
+
+    def sweep(rates: Any, schedule: Callable | None, steps: int = STEPS) -> olr.LRCurve:
+        return olr.lr_sweep(
+            *arguments,
+            batches,
+            learning_rates=rates,
+            schedule=schedule,
+            eval_batch=valid,
+            seeds=SEEDS,
+            num_steps=steps,
+            progress=False,
+        )
+
+    truth = sweep(PEAKS, lambda peak: triangular(peak / 10, peak))
+    assert truth.eval_losses is not None
+    best = np.nanmin(np.where(truth.stable, truth.eval_losses[..., -1].mean(axis=0), np.nan))
+    ramp = {"progress": False}
+    curves = {
+        "runs of 200 steps": sweep(PEAKS, None, 200),
+        "ramp of 100 steps": olr.lr_range_test(*arguments, batches, **ramp),
+        "ramp of 400 steps": olr.lr_range_test(*arguments, batches, num_steps=400, smoothing=0.9, **ramp),
+    }
+    found = {}
+    for name, curve in curves.items():
+        try:
+            base, peak = olr.suggest.cyclical_bounds(curve)
+        except ValueError:  # No fall stands out of the noise.
+            found[name] = np.inf
+            continue
+        cycles = sweep([peak], lambda peak, base=base: triangular(base, peak))
+        assert cycles.eval_losses is not None
+        found[name] = float(cycles.eval_losses[..., -1].mean() / best - 1)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--problems", type=int, help="only so many problems")
+    cases = CASES[: parser.parse_args().problems]
+    found = [scores(*case) for case in cases]
+    for (problem, optimizer), row in zip(cases, found, strict=True):
+        said = ", ".join(
+            f"{name} {score:+.0%}" if np.isfinite(score) else f"{name}: no fall seen"
+            for name, score in row.items()
+        )
+        print(f"{problem.name}, {problem.model}, {optimizer}: {said}")
+    print("\n| bounds read off | within 10% of the best peak | median | worst |\n|---|---|---|---|")
+    for name in found[0]:
+        column = np.array([row[name] for row in found])
+        worst = np.max(column, where=np.isfinite(column), initial=0)
+        good = f"{(column < 0.1).sum()} of {len(column)}"
+        print(f"| {name} | {good} | {np.median(column):.0%} | {worst:.0%} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""The session of a search: its table, its compiled programs, its folder, its bar, and Ctrl-C.
+
+with engine.open(task, data, ...) as session:
+    while not session.stopped and (plan := policy(session.runs)) is not None:
+        session.run(plan, "coarse rates")
+"""
+
+import contextlib
+import dataclasses
+import os
+from collections.abc import Iterator
+from typing import Literal
+
+import jax
+from jax.sharding import Mesh
+
+from .. import checks
+from .batches import Data
+from .checkpoints import Folder
+from .progress import Bar
+from .session import Opening, Session
+from .task import Task
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Engine:
+    """How and where a search runs; none of it changes its answer.
+
+    Attributes:
+      lanes_at_once: how many lanes ride in one `vmap` on each device. "auto": on an accelerator as many as its
+        memory holds, in equal chunks; on one CPU device one lane a core, on host threads; on several one each.
+      mesh: the devices that lanes are split over, whatever its axes; all of them by default, on all hosts, and
+        every host gets the whole result. Parameters that you have placed on a mesh, replicated ones too, stay where
+        they are: their lanes go one after the other on that mesh.
+      checkpoint: a directory. State is saved there before and after each round of runs, every 10 seconds between,
+        and on Ctrl-C. The same call goes on from there, to the bits of an undisturbed search.
+      progress: whether a bar shows steps, runs alive and the best loss on stderr, where there is a terminal; and
+        whether a search that goes on from a checkpoint says so there first, with or without a terminal.
+
+    A search holds its batches once, and carries: parameters, model state and optimizer state. It holds two carries
+    for each worker, or one for each lane and seed that ride at once, and shares the leaves that no step changes.
+    What it returns has the parameters and the model state of one run.
+
+    Raises:
+      ValueError: `lanes_at_once` is neither "auto" nor a whole number of at least 1.
+    """
+
+    lanes_at_once: int | Literal["auto"] = "auto"
+    mesh: Mesh | None = None
+    checkpoint: str | os.PathLike | None = None
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        if self.lanes_at_once != "auto":
+            checks.size("lanes_at_once", self.lanes_at_once)
+
+    @contextlib.contextmanager
+    def open(self, task: Task, data: Data, opening: Opening) -> Iterator[Session]:
+        """A session; when it ends, its state is saved and its memory is free."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(jax.transfer_guard("allow"))
+            folder = None if self.checkpoint is None else Folder(self.checkpoint)
+            if folder is not None:
+                stack.enter_context(folder.locked())
+            bar = stack.enter_context(Bar(opening.description, self.progress))
+            yield Session(self, task, data, opening, folder, bar)

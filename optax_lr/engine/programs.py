@@ -1,0 +1,167 @@
+"""The form and the programs of a task, made once: traced in a context of the search's own, or the user's mesh's."""
+
+import itertools
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+
+from ..types import PyTree
+from .batches import Data
+from .layout import ALL, Layout, context, mesh_of_user
+from .program import Builder, Programs, compile_programs
+from .task import Form, Leaves, Task, Traces, is_explicit, look_at
+
+# How many searches of one function keep their programs.
+KEPT_SEARCHES = 8
+
+
+class ProgramsOf:
+    """The form and the programs of a task, made once for as long as the user's function lives."""
+
+    def __init__(self, task: Task, data: Data, lane: PyTree, room: int):
+        self._task, self._data, self._room = task, data, room
+        self._traces: Traces | None = None
+        self._shelf = _shelf(task)
+        self._mesh = mesh_of_user(jax.tree.leaves((data.start, data.batches, data.eval_batch)))
+        with context(self._mesh):
+            examples = (data.start_of(0), lane, _first(data.batches), data.eval_batch_of(0))
+        self._examples = examples
+        self._key = (_context(), task.static, _alive(task), *map(Leaves.of, examples), data.key_impl, room)
+        if self._key in self._shelf:
+            self._shelf.move_to_end(self._key)
+            self.form, self.constants, self._made = self._shelf[self._key]
+            return
+        self.form, traces = self._look()
+        self.constants, self._made = traces.constants(), dict[Any, Programs]()
+        self._shelf[self._key] = self.form, self.constants, self._made
+        while len(self._shelf) > KEPT_SEARCHES:
+            self._shelf.popitem(last=False)
+
+    def of(self, layout: Layout, rows: int) -> Programs:
+        """The programs of a layout, of which a call reads so many batches."""
+        which = (layout, rows)
+        if which not in self._made:
+            if self._traces is None:
+                self._look()
+            assert self._traces is not None
+            builder = Builder(self.form, self._traces, layout, self._data.key_impl)
+            batches = Leaves.of(jax.tree.map(lambda leaf: _rows_of(leaf, rows), self._data.batches))
+            with context(layout.mesh):
+                self._made[which] = compile_programs(
+                    builder,
+                    longest=self._room,
+                    batches=batches,
+                    shardings=self._shardings(layout),
+                    words=self._data.bits.size,
+                )
+        return self._made[which]
+
+    def text(self) -> str:
+        """The traced functions in words."""
+        if self._traces is None:
+            self._look()
+        assert self._traces is not None
+        return self._traces.text()
+
+    def _look(self) -> tuple[Form, Traces]:
+        def looked(mesh: Mesh | None) -> tuple[Form, Traces]:
+            with context(mesh):
+                form, self._traces = look_at(self._task, *self._examples, self._data.key_impl)
+            return form._replace(mesh=mesh or form.mesh), self._traces
+
+        around = jax.sharding.get_mesh()
+        try:
+            return looked(self._mesh)
+        except Exception:
+            if not isinstance(around, Mesh) or around.empty or around == self._mesh:
+                raise
+        # The loss names axes of the mesh that the user has set.
+        return looked(around)
+
+    def _shardings(self, layout: Layout) -> list[Any] | None:
+        """Where each moving leaf lies on the user's mesh: a moment as its parameter, or on all devices alike."""
+        if not layout.placed or layout.mesh is None:
+            return None
+        mesh, form = layout.mesh, self.form
+        if is_explicit(mesh):
+            where = [
+                NamedSharding(mesh, each.sharding.spec) if each.sharding else None
+                for each in form.carry.shapes
+            ]
+        else:
+            where = _as_parameters(form)
+        return form.split([each or layout.sharding(ALL) for each in where], moves=True)
+
+
+def _as_parameters(form: Form) -> list[Any]:
+    """Where each leaf of a carry lies: as the leaf of the start that it begins as, or as its parameter.
+
+    The path of a moment ends like that of its parameter, and has its shape.
+    """
+    start, carry = (jax.tree_util.tree_leaves_with_path(each.example()) for each in (form.start, form.carry))
+
+    def of(path: Any, leaf: Any, source: int | None) -> Any:
+        if source is not None:
+            return form.start.shapes[source].sharding
+        alike = [(other, like) for other, like in start if like.shape == leaf.shape]
+        return max(alike, key=lambda each: _common_end(path, each[0]))[1].sharding if alike else None
+
+    return [of(path, leaf, source) for (path, leaf), source in zip(carry, form.sources, strict=True)]
+
+
+def _common_end(one: Sequence[Any], other: Sequence[Any]) -> int:
+    """How many entries two paths have in common at their ends."""
+    pairs = zip(reversed(one), reversed(other), strict=False)
+    return len(list(itertools.takewhile(lambda pair: pair[0] == pair[1], pairs)))
+
+
+_SHELVES: "weakref.WeakKeyDictionary[Any, OrderedDict]" = weakref.WeakKeyDictionary()
+
+
+def _shelf(task: Task) -> OrderedDict:
+    """Where the programs of a user's function stand; they go when it does."""
+    function = task.functions[0] if task.functions else None
+    anchor: Any = getattr(function, "__self__", function)
+    try:
+        return _SHELVES.setdefault(anchor, OrderedDict())
+    except TypeError:
+        # What cannot be weakly referred to, or compared, cannot be recognized again.
+        return OrderedDict()
+
+
+def _alive(task: Task) -> tuple[Any, ...]:
+    """The user's functions, as keys that keep none of them alive."""
+
+    def key(function: Any) -> Any:
+        if hasattr(function, "__func__"):
+            return weakref.ref(function.__self__), function.__func__.__qualname__
+        try:
+            return function and weakref.ref(function)
+        except TypeError:
+            return id(function)
+
+    return tuple(map(key, task.functions))
+
+
+_CONTEXT = """jax_enable_x64 jax_default_matmul_precision jax_threefry_partitionable jax_default_prng_impl
+    jax_numpy_rank_promotion jax_numpy_dtype_promotion jax_default_device jax_debug_nans jax_debug_infs
+    jax_disable_jit jax_enable_custom_prng jax_softmax_custom_jvp jax_debug_key_reuse""".split()
+
+
+def _context() -> tuple[Any, ...]:
+    """What of JAX's settings a trace depends on."""
+    settings = tuple(str(getattr(jax.config, name, None)) for name in _CONTEXT)
+    return (*settings, jax.sharding.get_abstract_mesh(), jax.sharding.get_mesh())
+
+
+def _first(batches: PyTree) -> PyTree:
+    return jax.tree.map(lambda leaf: leaf[0], batches)
+
+
+def _rows_of(leaf: Any, rows: int) -> Any:
+    sharding = getattr(leaf, "sharding", None)
+    return jax.ShapeDtypeStruct((rows, *leaf.shape[1:]), leaf.dtype, sharding=sharding)

@@ -1,0 +1,207 @@
+"""The table of a search: what was asked, and what came out; one row a run, in NumPy alone.
+
+A row is one lane of hyperparameters on one seed for so many steps. Rows stand in the order in which they were asked
+for, and a row is never continued: another length is another row.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ..types import Float, Int
+
+# Why a run stopped before its last step: its loss was not finite, it rose too far, or it passed its ceiling.
+WHY = ("", "not finite", "diverged", "above its ceiling")
+
+
+class Plan(NamedTuple):
+    """Rows to run.
+
+    Attributes:
+      lanes: by name, the value of each row, [rows, ...].
+      seeds: int32 [rows], the seed of each row: it decides the start, the order of the batches and the random keys.
+      steps: int32 [rows], the length of each run.
+      eval_steps: after how many steps each row is evaluated, increasing; rows of one plan share them.
+      tables: by name, numbers that change with the step, float32 [rows, steps]; a step reads a whole row of them.
+      stage: which part of its search the plan belongs to; a policy finds its rows by it.
+    """
+
+    lanes: Mapping[str, np.ndarray]
+    seeds: Int[np.ndarray, "rows"]
+    steps: Int[np.ndarray, "rows"]
+    eval_steps: tuple[int, ...] = ()
+    tables: Mapping[str, np.ndarray] = {}
+    stage: int = 0
+
+    @property
+    def longest(self) -> int:
+        """The number of steps of the longest row."""
+        return int(self.steps.max())
+
+
+class Runs:
+    """All rows of a search; it grows by a plan at a time, a *round*.
+
+    Attributes:
+      lanes, tables: as in `Plan`, [rows, ...].
+      columns: int64 arrays [rows] by name: `seed`, `steps`, `stage`, `round`; `done`, how many steps were made;
+        `stopped_at`, the step at which the run was stopped, or -1; `why`, an index of `WHY`.
+      eval_steps: by row, after how many steps it is evaluated.
+      metrics: by name, float32 [rows, longest]; NaN where no step was made.
+      evals: by name, float32 [rows, most evaluations]; NaN where none was made.
+    """
+
+    def __init__(self, metrics: Sequence[str] = (), evals: Sequence[str] = ()):
+        self.lanes: dict[str, np.ndarray] = {}
+        self.tables: dict[str, np.ndarray] = {}
+        self.columns = {name: np.zeros(0, np.int64) for name in _COLUMNS}
+        self.eval_steps: list[tuple[int, ...]] = []
+        self.metrics = {name: np.zeros((0, 0), np.float32) for name in metrics}
+        self.evals = {name: np.zeros((0, 0), np.float32) for name in evals}
+
+    def __len__(self) -> int:
+        return len(self.eval_steps)
+
+    @property
+    def rounds(self) -> int:
+        """How many plans were asked for."""
+        return int(self.columns["round"].max(initial=-1)) + 1
+
+    @property
+    def price(self) -> int:
+        """The training steps of all rows, each counted up to its stop, however they were laid out."""
+        return int(self.columns["done"].sum())
+
+    def append(self, plan: Plan) -> np.ndarray:
+        """Ask for the rows of a plan; returns their indices."""
+        count, before = len(plan.seeds), len(self)
+        self.lanes = _below(self.lanes, plan.lanes, before)
+        self.tables = _below(self.tables, plan.tables, before)
+        asked: dict[str, Any] = {
+            "seed": plan.seeds,
+            "steps": plan.steps,
+            "stage": plan.stage,
+            "round": self.rounds,
+        }
+        for name, values in self.columns.items():
+            new = np.broadcast_to(np.asarray(asked.get(name, -1 if name == "stopped_at" else 0)), (count,))
+            self.columns[name] = np.concatenate([values, new.astype(np.int64)])
+        self.eval_steps += [plan.eval_steps] * count
+        for reported, width in ((self.metrics, plan.longest), (self.evals, len(plan.eval_steps))):
+            for name, rows in reported.items():
+                reported[name] = _padded(rows, before + count, width)
+        return np.arange(before, before + count)
+
+    def unfinished(self) -> np.ndarray:
+        """The rows that were asked for and are neither stopped nor at their end."""
+        return np.flatnonzero(
+            (self.columns["done"] < self.columns["steps"]) & (self.columns["stopped_at"] < 0)
+        )
+
+    def closed(self) -> "Runs":
+        """The rounds before the first that has an unfinished row."""
+        open_rounds = self.columns["round"][self.unfinished()]
+        return self.where(round=range(int(open_rounds.min(initial=self.rounds))))
+
+    def where(self, **wanted: Any) -> "Runs":
+        """The rows whose columns have these values, each a number or several."""
+        chosen = np.ones(len(self), bool)
+        for name, values in wanted.items():
+            chosen &= np.isin(
+                self.columns[name], np.atleast_1d(values if np.isscalar(values) else list(values))
+            )
+        return self.take(np.flatnonzero(chosen))
+
+    def take(self, rows: np.ndarray) -> "Runs":
+        """Some of the rows, as a table of their own."""
+        some = Runs()
+        some.lanes = {name: values[rows] for name, values in self.lanes.items()}
+        some.tables = {name: values[rows] for name, values in self.tables.items()}
+        some.columns = {name: values[rows] for name, values in self.columns.items()}
+        some.eval_steps = [self.eval_steps[row] for row in rows]
+        some.metrics = {name: values[rows] for name, values in self.metrics.items()}
+        some.evals = {name: values[rows] for name, values in self.evals.items()}
+        return some
+
+    def record(self, row: int, begin: int, reports: Mapping[str, Float[np.ndarray, "count"]]) -> None:
+        """Write what the steps from `begin` on reported."""
+        for name, values in reports.items():
+            self.metrics[name][row, begin : begin + len(values)] = values
+
+    def end(self, row: int, done: int, stopped_at: int, why: int) -> None:
+        """Note how far a row is, and whether it was stopped."""
+        for name, value in (("done", done), ("stopped_at", stopped_at), ("why", why)):
+            self.columns[name][row] = value
+
+    def __str__(self) -> str:
+        head = f"{'row':>4} {'round':>5} {'stage':>5} {'seed':>4} {'steps':>7} {'done':>7}  "
+        lines = [head + "lane"]
+        for row in range(len(self)):
+            numbers = [int(self.columns[name][row]) for name in ("round", "stage", "seed", "steps", "done")]
+            lane = ", ".join(
+                f"{name}={values[row]:.4g}" for name, values in self.lanes.items() if values.ndim == 1
+            )
+            why = WHY[self.columns["why"][row]]
+            lines.append(
+                "{:>4} {:>5} {:>5} {:>4} {:>7} {:>7}  ".format(row, *numbers)
+                + lane
+                + (f" ({why})" if why else "")
+            )
+        return "\n".join(lines)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All of the table as named arrays, for a file; `from_arrays` reads them."""
+        parts = ("lanes", "tables", "columns", "metrics", "evals")
+        arrays = {f"{part}/{name}": x for part in parts for name, x in getattr(self, part).items()}
+        most = max(map(len, self.eval_steps), default=0)
+        steps = [[*each, *[0] * (most - len(each))] for each in self.eval_steps]
+        return {**arrays, "eval_steps": np.array(steps, np.int64).reshape(len(self), most)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Runs":
+        """The table that `arrays` took apart."""
+        runs = cls()
+        for path, values in arrays.items():
+            part, _, name = path.partition("/")
+            if name:
+                getattr(runs, part)[name] = values
+        runs.eval_steps = [tuple(step for step in row if step) for row in arrays["eval_steps"].tolist()]
+        return runs
+
+
+_COLUMNS = ("seed", "steps", "stage", "round", "done", "stopped_at", "why")
+
+
+def product(
+    lanes: Mapping[str, np.ndarray], seeds: Sequence[int]
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Every lane on every seed, seed by seed: the lanes and the seeds of a plan's rows."""
+    count = len(next(iter(lanes.values())))
+    return (
+        {name: np.concatenate([values] * len(seeds)) for name, values in lanes.items()},
+        np.repeat(np.array(seeds, np.int32), count),
+    )
+
+
+def _below(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+    """The columns of a plan below those that are there; tables are padded to the longest with their last value."""
+    if not rows:
+        return {name: np.array(values) for name, values in new.items()}
+    width = {name: max(old[name].shape[1:2] + new[name].shape[1:2], default=0) for name in old}
+    return {
+        name: np.concatenate([_edged(old[name], width[name]), _edged(new[name], width[name])]) for name in old
+    }
+
+
+def _edged(values: np.ndarray, width: int) -> np.ndarray:
+    if values.ndim != 2 or values.shape[1] == width:
+        return values
+    return np.pad(values, ((0, 0), (0, width - values.shape[1])), mode="edge")
+
+
+def _padded(values: np.ndarray, rows: int, width: int) -> np.ndarray:
+    """The values in an array with more rows and at least so many columns, NaN where there was nothing."""
+    new = np.full((rows, max(values.shape[1], width)), np.nan, np.float32)
+    new[: values.shape[0], : values.shape[1]] = values
+    return new

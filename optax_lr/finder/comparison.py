@@ -1,0 +1,103 @@
+"""Which lanes can be told from the best: the noise of the seeds, the span around the best, its interval.
+
+Losses are `[seeds, lanes]`, as `rules.final_losses` gives them: NaN at rates where any seed diverged. The noise is
+what is left of the losses after the means of rates and of seeds, pooled over the rates whose loss is within twice
+the lowest. SciPy tests two samples; it has no test of one lane against the best with such a pooled noise, so only
+its quantiles of Student's t are taken.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from .curve import LRCurve
+
+TOLERANCE = 0.01
+# How sure a t-test must be that a rate is worse than the best: to end an interval, to need no more seeds, and to
+# look no further. (The first makes intervals hold the best in nine of ten searches; at 95% nearly all of them do.)
+INTERVAL_LEVEL, SEEDS_LEVEL, SEARCH_LEVEL = 0.75, 0.9, 0.95
+# Of normal noise, the median of |difference of two values| over the deviation of one.
+MEDIAN_DIFFERENCE = 0.954
+# The first twentieth of a run, and the first tenth of a ramp, show the loss before training.
+FIRST, FIRST_OF_RAMP = 20, 10
+
+
+def lowest_lane(losses: np.ndarray) -> int:
+    """The lane of the lowest mean loss."""
+    return int(np.nanargmin(losses.mean(axis=0)))
+
+
+def lowest_size(losses: np.ndarray) -> float:
+    """The size of the lowest mean loss, of which others are a share above it."""
+    return float(abs(np.nanmin(losses.mean(axis=0))))
+
+
+def excess(losses: np.ndarray) -> np.ndarray:
+    """How far each rate's mean loss is above the lowest; infinite where it diverged."""
+    means = losses.mean(axis=0)
+    return np.nan_to_num(means - np.nanmin(means), nan=np.inf)
+
+
+def noise_threshold(losses: np.ndarray, level: float, tolerance: float = TOLERANCE) -> float:
+    """Up to which excess a rate cannot be told from the best."""
+    from scipy.special import stdtrit  # a third of a second that `import optax_lr` need not take
+
+    scale = lowest_size(losses)
+    near = losses[:, excess(losses) <= scale]
+    rest = near - near.mean(axis=0) - near.mean(axis=1, keepdims=True) + near.mean()
+    freedom = (near.shape[0] - 1) * (near.shape[1] - 1)
+    noise = stdtrit(freedom, level) * np.sqrt((rest**2).sum() / freedom * 2 / len(losses)) if freedom else 0.0
+    return float(max(noise, tolerance * scale))
+
+
+def span_around(worse: np.ndarray, best: int) -> tuple[int, int]:
+    """The first and the last of the lanes around the best, none of which is worse."""
+    others = np.flatnonzero(worse)
+    left, right = others[others < best].max(initial=-1), others[others > best].min(initial=len(worse))
+    return int(left) + 1, int(right) - 1
+
+
+def interval(rates: np.ndarray, above: np.ndarray, most: float, span: tuple[int, int]) -> tuple[float, float]:
+    """The rates that cannot be told from the best: up to where a line in log rate crosses what can.
+
+    The line goes to the nearest lane on each side that can be told apart; to a diverged one, it is cut in half.
+    """
+    left, right = span
+
+    def crossing(alike: int, other: int) -> float:
+        if not 0 <= other < len(rates):
+            return float(rates[alike])
+        share = (most - above[alike]) / (above[other] - above[alike]) if np.isfinite(above[other]) else 0.5
+        return float(rates[alike] * (rates[other] / rates[alike]) ** share)
+
+    return crossing(left, left - 1), crossing(right, right + 1)
+
+
+class Untrained(NamedTuple):
+    """The loss of the untrained parameters, the mean over the seeds, and its standard error."""
+
+    value: float
+    error: float
+
+
+def untrained_loss(curve: LRCurve, reference: float | None = None) -> Untrained:
+    """The given reference, else the curve's own, else what the smallest rate began with.
+
+    That is the mean of the first twentieth of its training losses or, of a ramp, of its first tenth. Its noise is
+    that of single batches, read off the differences of successive losses.
+    """
+    if reference is not None:
+        return Untrained(float(reference), 0.0)
+    seeds, _, steps = curve.losses.shape
+    if curve.reference is not None:
+        spread = float(np.std(curve.reference)) / np.sqrt(max(seeds - 1, 1))
+        return Untrained(float(np.mean(curve.reference)), spread if steps == 1 else 0.0)
+    losses = curve.losses[:, 0] if steps > 1 else curve.metrics.get("unsmoothed_loss", curve.losses)[..., 0]
+    if steps == 1 and curve.eval_losses is not None:
+        losses = curve.eval_metrics.get("unsmoothed_loss", curve.eval_losses)[..., 0]
+    count = max(1, losses.shape[-1] // (FIRST if steps > 1 else FIRST_OF_RAMP))
+    sizes = np.abs(np.diff(losses[:, : max(2, losses.shape[-1] // 4)].astype(np.float64)))
+    noise = (
+        np.nanmedian(sizes) / MEDIAN_DIFFERENCE if steps > 1 or "unsmoothed_loss" in curve.metrics else 0.0
+    )
+    return Untrained(float(np.nanmean(losses[:, :count])), float(noise / np.sqrt(count * seeds)))

@@ -1,0 +1,194 @@
+"""What a user hands over to a finder, checked and unpacked: parameters, optimizer, data."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from .. import checks
+from ..engine.batches import Data, host_arrays, is_stacked, read_batches, root_bits, root_key
+from ..engine.layout import context, mesh_of_user
+from ..engine.task import is_key
+from ..types import Array, PyTree
+from .optimizer import TABLE, Factory, Lane, check_factory, count_of, forms_of
+from .problem import Problem, is_number
+from .training import Trainer, arrays, partition
+
+# Where keys of starts and of evaluations come from; the engine's own are numbered by seed, from 0.
+_START_STREAM, _EVAL_STREAM = 2**32 - 1, 2**32 - 2
+
+
+class Posed(NamedTuple):
+    """A user's problem with all of its data, checked.
+
+    Attributes:
+      trainers: the functions, one for each form in which the rate may reach the optimizer, the best first.
+      data: what the engine reads.
+      first: how many steps the optimizer's own clock has counted before.
+    """
+
+    trainers: list[Trainer]
+    data: Data
+    first: int
+
+    def carried(self, carry: Mapping[str, PyTree]) -> tuple[PyTree, PyTree]:
+        """The user's parameters and model state of a carry that the engine kept, random keys made whole."""
+        trainer, start = self.trainers[0], self.data.start_of(0)
+
+        def whole(begun: Any, ended: Any) -> Any:
+            return (
+                jax.random.wrap_key_data(ended, impl=jax.random.key_impl(begun)) if is_key(begun) else ended
+            )
+
+        parts = {name: jax.tree.map(whole, start[name], carry[name]) for name in ("trained", "kept", "state")}
+        return trainer.params(parts), None if parts["state"] is None else trainer.model_state(parts)
+
+    def loss_of_batch(self, batch: int) -> float:
+        """The loss of the first start on a batch, before any training."""
+        data = self.data
+        with (
+            context(mesh_of_user(jax.tree.leaves((data.start, data.batches)))),
+            jax.transfer_guard("allow"),
+            jax.debug_nans(False),
+            jax.debug_infs(False),
+        ):
+            some = jax.tree.map(lambda leaf: leaf[batch], data.batches)
+            key = jax.random.wrap_key_data(jnp.asarray(data.bits), impl=data.key_impl)
+            return float(self.trainers[0].value(data.start_of(0), some, key).loss)
+
+
+# Keys are drawn and starts stacked on purpose, whatever guards the user has set.
+@jax.transfer_guard("allow")
+def pose(
+    problem: Problem,
+    params: PyTree | Callable[[Array], PyTree],
+    optimizer: Factory,
+    batches: PyTree | Iterable[PyTree],
+    *,
+    model_state: PyTree,
+    opt_state: PyTree,
+    eval_batch: PyTree,
+    lane: Lane,
+    by_name: bool = False,
+    read: int,
+    seeds: int,
+    key: Array | None,
+) -> Posed:
+    """Check and unpack what a user hands over.
+
+    Args:
+      lane: an example of those to come, with its table.
+      read: how many batches are read at most, of an iterable.
+      seeds: how many starts are drawn where `params` is a function.
+
+    Raises:
+      ValueError: wrong input, in one sentence.
+    """
+    if problem.eval_fn is not None and eval_batch is None:
+        raise ValueError("eval_fn needs eval_batch: the data that it is called with.")
+    stack = batches if is_stacked(batches) else None
+    checks.not_traced("a search", params, stack, eval_batch, model_state, opt_state, key)
+    checks.no_module("params", params)
+    root = root_key(key)
+    drawn = _is_drawn(params) or _is_drawn(model_state)
+    keys = _start_keys(root, seeds) if drawn else [root]
+    parts = [partition(start) for start in _starts(params, keys)]
+    states = _starts(model_state, keys)
+    trained, _, static = parts[0]
+    resumed = None if opt_state is None else jax.tree.map(jnp.asarray, opt_state)
+    if not jax.tree.leaves(trained):
+        raise ValueError("params must have a leaf that is an array of floats, got none.")
+    first = 0 if resumed is None else count_of(resumed)
+    starts = [
+        {"trained": trained, "kept": kept, "state": arrays(state), "offset": np.int32(first)}
+        | ({} if resumed is None else {"optimizer": resumed})
+        for (trained, kept, _), state in zip(parts, states, strict=True)
+    ]
+    check_factory(optimizer, {name: value for name, value in lane.items() if name != TABLE}, by_name)
+    forms = forms_of(optimizer, by_name, lane, trained, resumed)
+    trainers = [
+        Trainer(problem, optimizer, by_name, form, (_flat(static), _flat(_static(states[0]))))
+        for form in forms
+    ]
+    data = _data(starts, batches, read, eval_batch, key, drawn=drawn)
+    begun, batch = starts[0], jax.tree.map(lambda leaf: leaf[0], data.batches)
+    problem.refuse_if_it_does_not_take(trainers[0].params(begun), trainers[0].model_state(begun), batch)
+    if problem.eval_fn is None and eval_batch is not None:
+        _refuse_other_ranks(data.batches, eval_batch)
+    return Posed(trainers, data, first)
+
+
+def _data(
+    starts: Sequence[PyTree],
+    batches: PyTree | Iterable[PyTree],
+    read: int,
+    eval_batch: PyTree,
+    key: Array | None,
+    *,
+    drawn: bool,
+) -> Data:
+    """The data of a search, batches read and the key of validations drawn."""
+    stacked, count = read_batches(batches, read)
+    bits, impl = root_bits(key)
+    with context(mesh_of_user(jax.tree.leaves(starts))):
+        start = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts) if drawn else starts[0]
+    with context(None):
+        # Under a mesh that the user has set a drawn key lies on all of its devices.
+        eval_key = jax.device_put(jax.random.fold_in(root_key(key), _EVAL_STREAM), jax.local_devices()[0])
+    return Data(
+        start=start,
+        batches=stacked,
+        num_batches=count,
+        bits=bits,
+        key_impl=impl,
+        start_per_seed=drawn,
+        eval_batch=None if eval_batch is None else (host_arrays("eval_batch", eval_batch), eval_key),
+        streamed=not is_stacked(batches),
+    )
+
+
+def _refuse_other_ranks(batches: PyTree, eval_batch: PyTree) -> None:
+    """Refuse data without the axis of steps: the loss would be given single examples.
+
+    Raises:
+      ValueError: every array of `eval_batch` has an axis more than the same array of a batch.
+    """
+    (ours, structure), (theirs, other) = (jax.tree.flatten(tree) for tree in (batches, eval_batch))
+    # An array of scalars, one a step, has no examples to lose.
+    if str(structure) == str(other) and all(
+        np.ndim(one) == np.ndim(two) > 1 for one, two in zip(ours, theirs, strict=True)
+    ):
+        one = jax.tree.map(lambda leaf: leaf[0], batches)
+        raise ValueError(
+            f"batches must have a leading axis of steps, before that of the examples: a batch would have shape "
+            f"{checks.shapes(one)}, but eval_batch has {checks.shapes(eval_batch)}."
+        )
+
+
+def _start_keys(root: Array, seeds: int) -> list[Array]:
+    stream = jax.random.fold_in(root, _START_STREAM)
+    return [jax.random.fold_in(stream, seed) for seed in range(seeds)]
+
+
+def _starts(tree: PyTree | Callable[[Array], PyTree], keys: Sequence[Array]) -> list[PyTree]:
+    """One start for every key: the tree itself, or what a function that was given in its place draws."""
+    return [tree(key) if _is_drawn(tree) else tree for key in keys]
+
+
+def _is_drawn(tree: PyTree) -> bool:
+    """Whether a function stands in place of a tree; a module that is callable is a tree of leaves."""
+    leaves = jax.tree.leaves(tree)
+    return len(leaves) == 1 and leaves[0] is tree and callable(tree)
+
+
+def _flat(tree: PyTree) -> tuple[Any, tuple]:
+    """Structure and leaves: a tree that can be hashed where its leaves can."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(leaves)
+
+
+def _static(tree: PyTree) -> PyTree:
+    """What `_arrays` leaves out."""
+    return jax.tree.map(lambda leaf: None if is_number(leaf) else leaf, tree)

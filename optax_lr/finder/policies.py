@@ -1,0 +1,249 @@
+"""Policies: which rows a search asks for next, and what it answers. Pure functions of the table of runs.
+
+A policy finds its rows by their stage. Asked again with the same table it asks for the same rows, so a search that
+was killed goes on from what is saved, and each policy can be tried on stored runs.
+"""
+
+import abc
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from ..engine.runs import Plan, Runs, product
+from . import classic, rules
+from .curve import LRCurve, judged_losses
+from .optimizer import TABLE
+from .suggestion import Suggestion
+from .views import curve_of
+
+COARSE_LANES_PER_DECADE = 2
+FINE_LANES = 10
+# The last lanes of a quick search are so many times as long as its `num_steps`: a few such tell more of a long run
+# than many short ones.
+LAST_LENGTH = 4
+# How far beyond the given bounds a search goes on while the best rate lies at its edge.
+WIDEST = 100.0
+
+Tables = Callable[[np.ndarray, int], np.ndarray]
+
+
+class Asked(NamedTuple):
+    """A plan, and what the bar says of it."""
+
+    plan: Plan
+    description: str
+
+
+class Policy(abc.ABC):
+    """What drives a search."""
+
+    @abc.abstractmethod
+    def ask(self, runs: Runs) -> Asked | None:
+        """The next rows, or None where the answer stands."""
+
+    @abc.abstractmethod
+    def answer(self, runs: Runs) -> Suggestion:
+        """The answer from the rounds that have ended."""
+
+    @property
+    @abc.abstractmethod
+    def longest(self) -> int:
+        """The steps of the longest run that it may ask for."""
+
+
+class AllDivergedError(Exception):
+    """No run of a stage survived; `args` are the curve of the stage."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bounds:
+    """The rates that a search begins between; it goes on up to a factor of 100 beyond them."""
+
+    low: float
+    high: float
+
+    @property
+    def coarse(self) -> np.ndarray:
+        """Two rates a decade, both bounds among them."""
+        count = max(2, round(COARSE_LANES_PER_DECADE * np.log10(self.high / self.low)) + 1)
+        return np.geomspace(self.low, self.high, count)
+
+    def hold(self, rate: float) -> bool:
+        """Whether a rate may be tried."""
+        return bool(self.low / WIDEST <= rate <= self.high * WIDEST)
+
+
+def rows_of(
+    rates: np.ndarray,
+    seeds: Sequence[int],
+    steps: int,
+    tables: Tables,
+    *,
+    stage: int,
+    eval_steps: Sequence[int],
+) -> Plan:
+    """A plan of every rate on every seed."""
+    lanes, of_seeds = product({"learning_rate": np.asarray(rates, np.float64)}, seeds)
+    table = np.concatenate([tables(np.asarray(rates, np.float64), steps)] * len(seeds))
+    return Plan(
+        lanes, of_seeds, np.full(len(of_seeds), steps, np.int32), tuple(eval_steps), {TABLE: table}, stage
+    )
+
+
+def surviving(curve: LRCurve) -> LRCurve:
+    """The curve; where no rate survived there is nothing to go on with.
+
+    Raises:
+      AllDivergedError: no rate survived.
+    """
+    if not np.isfinite(judged_losses(curve)[-1][1]).any():
+        raise AllDivergedError(curve)
+    return curve
+
+
+def beyond_edge(curve: LRCurve, ratio: float, bounds: Bounds) -> float | None:
+    """The next rate beyond an edge that the best rate lies at, or None."""
+    best, rates = rules.best_lane(curve), curve.learning_rates
+    lower, higher = rates[0] / ratio, rates[-1] * ratio
+    if best == 0 and bounds.hold(lower):
+        return float(lower)
+    if best == len(rates) - 1 and curve.stable[-1] and bounds.hold(higher):
+        return float(higher)
+    return None
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant(Policy):
+    """Constant rates: coarse ones over the bounds, beyond them while the best is at an edge, then fine ones."""
+
+    bounds: Bounds
+    steps: int
+    seeds: int
+    tables: Tables
+    eval_steps: tuple[int, ...]
+
+    @property
+    def longest(self) -> int:
+        """The steps of every run."""
+        return self.steps
+
+    def ask(self, runs: Runs) -> Asked | None:
+        if not len(runs):
+            return self._asked(self.bounds.coarse, 0, "coarse rates")
+        coarse = surviving(curve_of(runs.where(stage=0)))
+        if len(runs.where(stage=1)):
+            return None
+        rates, best = coarse.learning_rates, rules.best_lane(coarse)
+        wider = beyond_edge(coarse, self.bounds.coarse[1] / self.bounds.coarse[0], self.bounds)
+        if wider is not None:
+            return self._asked(np.array([wider]), 0, "wider rates")
+        around = rates[max(0, best - 1) : best + 2]
+        return self._asked(np.geomspace(around[0], around[-1], FINE_LANES + 2)[1:-1], 1, "fine rates")
+
+    def answer(self, runs: Runs) -> Suggestion:
+        curve = surviving(curve_of(runs))
+        return dataclasses.replace(rules.lowest_loss(curve), rules=classic.classic(curve))
+
+    def _asked(self, rates: np.ndarray, stage: int, description: str) -> Asked:
+        plan = rows_of(
+            rates, range(self.seeds), self.steps, self.tables, stage=stage, eval_steps=self.eval_steps
+        )
+        return Asked(plan, description)
+
+
+@dataclasses.dataclass(frozen=True)
+class Around(Policy):
+    """Constant rates around the present one, and wider while the best is at an edge; see `lr_refind`."""
+
+    now: float
+    ratio: float
+    count: int
+    steps: int
+    seeds: int
+    tables: Tables
+    eval_steps: tuple[int, ...]
+    horizon: int | None
+
+    @property
+    def longest(self) -> int:
+        """The steps of every run."""
+        return self.steps
+
+    def ask(self, runs: Runs) -> Asked | None:
+        rates, words = (
+            self.now * self.ratio ** np.arange(-(self.count // 2), self.count // 2 + 1.0),
+            "rates around",
+        )
+        if len(runs):
+            wider = beyond_edge(surviving(curve_of(runs)), self.ratio, Bounds(self.now, self.now))
+            if wider is None:
+                return None
+            rates, words = np.array([wider]), "wider rates"
+        plan = rows_of(rates, range(self.seeds), self.steps, self.tables, stage=0, eval_steps=self.eval_steps)
+        return Asked(plan, words)
+
+    def answer(self, runs: Runs) -> Suggestion:
+        curve = surviving(curve_of(runs))
+        return rules.lowest_loss(curve) if self.horizon is None else rules.for_horizon(curve, self.horizon)
+
+
+def quick_lengths(num_steps: int, horizon: int) -> list[int]:
+    """After how many steps the runs of a quick search end: of many over the bounds, then of few and longer ones."""
+    longest = min(LAST_LENGTH * num_steps, horizon)
+    return sorted({-(-min(num_steps, horizon) // 4), -(-longest // 2), longest})
+
+
+@dataclasses.dataclass(frozen=True)
+class Quick(Policy):
+    """Runs of several lengths, each under the whole of its schedule; those of the first search the bounds.
+
+    The stage of a row is the place of its length among `lengths`.
+    """
+
+    bounds: Bounds
+    lengths: tuple[int, ...]
+    horizon: int
+    seeds: int
+    tables: Tables
+
+    @property
+    def longest(self) -> int:
+        """The longest of its lengths."""
+        return self.lengths[-1]
+
+    def ask(self, runs: Runs) -> Asked | None:
+        for stage, steps in enumerate(self.lengths):
+            rates = self._next(runs, stage, steps)
+            if len(rates):
+                return Asked(self._plan(rates, stage, steps), f"rates of {steps} steps")
+        return None
+
+    def _next(self, runs: Runs, stage: int, steps: int) -> np.ndarray:
+        """The rates that a length still lacks."""
+        here = runs.where(stage=stage)
+        if stage == 0:
+            if not len(here):
+                return self.bounds.coarse
+            ratio = self.bounds.coarse[1] / self.bounds.coarse[0]
+            wider = beyond_edge(surviving(curve_of(here)), ratio, self.bounds)
+            return np.array([] if wider is None else [wider])
+        if not len(here):
+            curves = [curve_of(runs.where(stage=before)) for before in range(stage)]
+            center = rules.for_horizon(curves, steps).learning_rate
+            return center * rules.BESIDE ** np.arange(-1.0, 2.0)
+        curve = curve_of(here)
+        wanted = [rate for rate in rules.rates_beside(curve) if self.bounds.hold(rate)]
+        if not wanted:
+            surviving(curve)
+        return np.array(wanted)
+
+    def answer(self, runs: Runs) -> Suggestion:
+        stages = [runs.where(stage=stage) for stage in range(len(self.lengths))]
+        curves = [curve_of(rows) for rows in stages if len(rows)]
+        surviving(curves[-1])
+        return dataclasses.replace(rules.for_horizon(curves, self.horizon), rules=classic.classic(curves[0]))
+
+    def _plan(self, rates: np.ndarray, stage: int, steps: int) -> Plan:
+        return rows_of(rates, range(self.seeds), steps, self.tables, stage=stage, eval_steps=(steps,))

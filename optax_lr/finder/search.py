@@ -1,0 +1,210 @@
+"""The one loop of every search, and what is said where no run survives."""
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, NamedTuple, TypedDict
+
+import numpy as np
+from jax.sharding import Mesh
+
+from .. import checks
+from ..engine.engine import Engine
+from ..engine.runs import Plan, Runs
+from ..engine.session import Opening, Session
+from ..types import PyTree
+from .curve import LRCurve
+from .inputs import Posed
+from .optimizer import TABLE
+from .policies import AllDivergedError, Policy
+from .problem import Problem, problem_of
+from .suggestion import Suggestion
+from .training import TakesNumbersOnlyError
+
+
+class Options(TypedDict, total=False):
+    """What every finder takes beside its own arguments: the form of the loss, see `Problem`, and where the search
+    runs, see `Engine`; each by itself, or all of one kind in a value (`Problem` in place of the loss, `engine`)."""
+
+    with_key: bool
+    has_aux: bool
+    eval_fn: Callable[..., Any] | None
+    engine: Engine
+    lanes_at_once: int | Literal["auto"]
+    mesh: Mesh | None
+    checkpoint: str | os.PathLike | None
+    progress: bool
+
+
+_OF_PROBLEM = ("with_key", "has_aux", "eval_fn")
+_OF_ENGINE = ("lanes_at_once", "mesh", "checkpoint", "progress")
+
+
+class Given(NamedTuple):
+    """The options of a finder, as values."""
+
+    problem: Problem
+    engine: Engine
+
+
+def given(loss_fn: Callable[..., Any] | Problem, with_state: bool, options: Mapping[str, Any]) -> Given:
+    """The problem and the engine that a finder was given.
+
+    Raises:
+      TypeError: an option is unknown.
+      ValueError: one stands beside a value that holds it.
+    """
+    checks.not_traced("a search")
+    for name in options:
+        if name not in Options.__annotations__:
+            known = Options.__annotations__
+            raise TypeError(f"there is no option {name!r}: {checks.close_match(name, known)}")
+    of_problem = {name: value for name, value in options.items() if name in _OF_PROBLEM}
+    of_engine = {name: value for name, value in options.items() if name in _OF_ENGINE}
+    engine = options.get("engine")
+    if engine is not None and of_engine:
+        raise ValueError(f"engine holds where a search runs: leave out {', '.join(sorted(of_engine))}.")
+    return Given(problem_of(loss_fn, with_state, of_problem), engine or Engine(**of_engine))
+
+
+class EveryLaneDivergedError(RuntimeError):
+    """No run of a search survived; XLA's own errors are of another kind."""
+
+
+class Ended(NamedTuple):
+    """A search that has ended.
+
+    Attributes:
+      runs: the rounds that were finished.
+      placement: how lanes were laid out, in words.
+      best: parameters and model state of the run that was kept, or None.
+    """
+
+    runs: Runs
+    placement: str
+    best: tuple[PyTree, PyTree] | None
+
+
+def searched(posed: Posed, engine: Engine, opening: Opening, drive: Callable[[Session], None]) -> Ended:
+    """Open a session and drive it. An optimizer that takes no schedule is handed numbers.
+
+    Raises:
+      KeyboardInterrupt: Ctrl-C before any round was finished.
+    """
+    *schedules, numbers = posed.trainers
+    for trainer in schedules:
+        try:
+            return _driven(
+                trainer.task(evaluates=posed.data.eval_batch is not None), posed, engine, opening, drive
+            )
+        except TakesNumbersOnlyError:
+            continue
+    return _driven(numbers.task(evaluates=posed.data.eval_batch is not None), posed, engine, opening, drive)
+
+
+def _driven(
+    task: Any, posed: Posed, engine: Engine, opening: Opening, drive: Callable[[Session], None]
+) -> Ended:
+    with engine.open(task, posed.data, opening) as session:
+        session.finish(opening.description)
+        drive(session)
+        runs = session.runs.closed()
+        if session.stopped and not len(runs):
+            raise KeyboardInterrupt
+        rows = list(session.kept)
+        best = posed.carried(session.carry(rows[0])) if rows else None
+        return Ended(runs, session.words, best)
+
+
+def search(posed: Posed, policy: Policy, engine: Engine, opening: Opening) -> Suggestion:
+    """Run a policy to its answer; interrupted, it answers from the rounds that were finished.
+
+    Raises:
+      RuntimeError: every run of a stage diverged.
+      KeyboardInterrupt: Ctrl-C before there was an answer.
+    """
+    stopped: list[bool] = []
+
+    def drive(session: Session) -> None:
+        while not session.stopped and (asked := policy.ask(session.runs)) is not None:
+            session.run(asked.plan, asked.description)
+        stopped.append(session.stopped)
+
+    try:
+        ended = searched(posed, engine, opening, drive)
+        found = policy.answer(ended.runs)
+    except AllDivergedError as error:
+        raise every_lane_diverged(error.args[0], posed) from None
+    if stopped[-1]:
+        warnings.warn(
+            f"The search was interrupted: its answer is that of {ended.runs.rounds} finished rounds.",
+            stacklevel=3,
+        )
+    params, model_state = ended.best or (None, None)
+    curve = dataclasses.replace(found.curve, placement=ended.placement)
+    return dataclasses.replace(found, curve=curve, params=params, model_state=model_state)
+
+
+def run_once(posed: Posed, engine: Engine, opening: Opening, plan: Plan) -> Ended:
+    """Run one plan.
+
+    Raises:
+      KeyboardInterrupt: Ctrl-C before it ended.
+    """
+
+    def drive(session: Session) -> None:
+        if not len(session.runs):
+            session.run(plan, opening.description)
+        if session.stopped:
+            raise KeyboardInterrupt
+
+    return searched(posed, engine, opening, drive)
+
+
+def every_lane_diverged(curve: LRCurve, posed: Posed) -> EveryLaneDivergedError:
+    """The error that says at which rates all runs diverged, and names the batch where it is to blame."""
+    low, high = curve.learning_rates.min(), curve.learning_rates.max()
+    sentence = f"Every lane diverged, at {len(curve.learning_rates)} rates from {low:.3g} to {high:.3g}"
+    # The run that got farthest; a rate that is too high may fail earlier.
+    step = max(int(curve.diverged_at[0].max()), 0)
+    batch = int(posed.data.order(0, step + 1)[step])
+    loss = posed.loss_of_batch(batch)
+    if not np.isfinite(loss):
+        return EveryLaneDivergedError(
+            f"{sentence}, the last of them at step {step}; the loss of batch {batch} is {loss} before any "
+            "training: look at its data, and at the parameters to start from."
+        )
+    return EveryLaneDivergedError(
+        f"{sentence}; try a smaller min_learning_rate, and look at the loss of the first step."
+    )
+
+
+def example_lane(lanes: Mapping[str, Any], longest: int) -> dict[str, Any]:
+    """A lane as the engine sees it, with a table of the longest run's room."""
+    room = 1 << (longest - 1).bit_length()
+    numbers = {
+        name: np.asarray(value, np.float32 if np.asarray(value).dtype.kind == "f" else np.int32)
+        for name, value in lanes.items()
+    }
+    return {**numbers, TABLE: np.zeros(room, np.float32)}
+
+
+def bounds(low: Any, high: Any) -> tuple[float, float]:
+    """The smallest and the largest rate of a search, refused where they are not positive and increasing."""
+    lower = checks.concrete("min_learning_rate", low, above=0)
+    upper = checks.concrete("max_learning_rate", high, above=0)
+    if upper <= lower:
+        raise ValueError(f"max_learning_rate must be above min_learning_rate={low!r}, got {high!r}.")
+    return lower, upper
+
+
+def noting_bounds(found: Suggestion, low: float, high: float) -> Suggestion:
+    """The suggestion; where the search went on beyond the given bounds, or ended at an edge, it says so."""
+    note = ""
+    if not low <= found.learning_rate <= high:
+        name, bound = ("min", low) if found.learning_rate < low else ("max", high)
+        note = f"; the search was widened beyond {name}_learning_rate={bound:.3g}"
+    if found.at_edge:
+        note += "; the best rate lies at the edge of those that could be tried"
+    return dataclasses.replace(found, reason=f"{found.reason[:-1]}{note}.")

@@ -1,0 +1,119 @@
+"""Tables: the rate of every step of a run, on the host. Every schedule is one: constant, the user's, a ramp.
+
+A schedule of the user's is called with concrete rates, so it may be any function of the step: Optax's, NumPy's, one
+with an `if` in it.
+"""
+
+import functools
+import math
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ..engine.batches import power_of_two
+from ..schedules.one_cycle import one_cycle_schedule
+from ..types import Float, Int, PeakToSchedule, Schedule
+
+Rates = Float[np.ndarray, "rows"]
+Table = Float[np.ndarray, "rows steps"]
+
+
+def constant(rates: Rates, steps: int) -> Table:
+    """The same rate at every step."""
+    return np.broadcast_to(np.asarray(rates, np.float32)[:, None], (len(rates), steps))
+
+
+def one_cycle(rates: Rates, steps: int) -> Table:
+    """One cycle over the whole run: what is assumed where no schedule is given."""
+    return (np.asarray(rates)[:, None] * _one_cycle(steps)).astype(np.float32)
+
+
+@functools.lru_cache(maxsize=64)
+@jax.transfer_guard("allow")
+def _one_cycle(steps: int) -> np.ndarray:
+    # A traced number of steps is raised to the least that a cycle has.
+    values = jax.vmap(lambda step, count: one_cycle_schedule(1.0, count)(step))(*_padded_times(steps))
+    return np.asarray(values, np.float64)[:steps]
+
+
+def _padded_times(steps: int) -> tuple[np.ndarray, np.ndarray]:
+    room = power_of_two(steps)
+    return np.arange(room, dtype=np.int32), np.full(room, steps, np.int32)
+
+
+def of_peaks(schedule: PeakToSchedule | None, rates: Rates, steps: int, first: int) -> Table:
+    """The user's schedule at each peak, or constant rates where there is none."""
+    return constant(rates, steps) if schedule is None else of_schedule(schedule, rates, steps, first)
+
+
+def of_schedule(schedule: PeakToSchedule, rates: Rates, steps: int, first: int = 0) -> Table:
+    """The user's schedule at each peak, from step `first` on."""
+    return np.stack([tabulated(schedule(float(rate)), first + np.arange(steps)) for rate in rates])
+
+
+def compressed(schedule: PeakToSchedule, rates: Rates, steps: int, horizon: int) -> Table:
+    """A schedule made for `horizon` steps, gone through in fewer: its first step first, its last one last."""
+    last = max(steps - 1, 1)
+    times = np.minimum(np.arange(steps, dtype=np.int64), last) * (horizon - 1) // last
+    return np.stack([tabulated(schedule(float(rate)), times) for rate in rates])
+
+
+@jax.transfer_guard("allow")
+def tabulated(schedule: Schedule, times: Int[np.ndarray, "steps"]) -> Float[np.ndarray, "steps"]:
+    """The values of a schedule at some steps; one that cannot be traced is called step by step.
+
+    Raises:
+      ValueError: the schedule is no function of a step to a finite number.
+    """
+    # Padded, so that another length below the same power of two compiles nothing.
+    padded = np.pad(times, (0, power_of_two(len(times)) - len(times)), mode="edge").astype(np.int32)
+    try:
+        values = np.asarray(jax.vmap(lambda step: jnp.asarray(schedule(step), jnp.float32))(padded))[
+            : len(times)
+        ]
+    except Exception:
+        # What fails at a traced step may still be a function of Python numbers; what fails there, too, is an error.
+        values = np.array([_called(schedule, int(step)) for step in times], np.float32)
+    if values.ndim != 1 or not np.isfinite(values).all():
+        raise ValueError(f"schedule must give a finite number at every step, got {values!r}.")
+    return values
+
+
+def warn_if_cut(schedule: Schedule, horizon: int, length: float | None) -> None:
+    """Say where a run of `horizon` steps ends before its schedule has reached its peak, or has come down.
+
+    `length` is the schedule's own, where it is known; else ten horizons are looked at.
+    """
+    beyond = math.ceil(length) if length is not None else 10 * horizon
+    if beyond <= horizon:
+        return
+    times = np.unique(np.geomspace(1, beyond, 256).astype(np.int64)) - 1
+    values = tabulated(schedule, np.append(times, horizon - 1))
+    within, last = times < horizon, float(values[-1])
+    seen, later = values[:-1][within].max(), values[:-1][~within]
+    if later.max() > 1.05 * seen:
+        at = int(times[~within][later.argmax()])
+        warnings.warn(
+            f"schedule reaches its peak near step {at}, beyond the horizon of {horizon} steps: within that it "
+            f"rises to {seen / later.max():.0%} of it.",
+            stacklevel=4,
+        )
+    elif last > 0.5 * seen and later.min() < 0.1 * seen:
+        at = int(times[~within][later.argmin()])
+        warnings.warn(
+            f"schedule has not come down at the end of the horizon of {horizon} steps: it stands at "
+            f"{last / seen:.0%} of its peak there, and falls to {later.min() / seen:.0%} at step {at}.",
+            stacklevel=4,
+        )
+
+
+def _called(schedule: Any, step: int) -> float:
+    if not callable(schedule):
+        raise ValueError(
+            f"schedule must be a function of the peak to a function of the step, got one to {schedule!r}: "
+            "lambda peak: optax.cosine_decay_schedule(peak, steps)."
+        )
+    return float(schedule(step))

@@ -1,0 +1,157 @@
+"""A found rate for another run: longer, on larger batches, or of a wider model."""
+
+import dataclasses
+import math
+
+from .. import checks
+from .rules import SLOPES, UNSURE, for_horizon
+from .suggestion import Suggestion
+
+# The power of the batch size by which the rate rises, and the range in which it may lie.
+_POWERS = {"sgd": (1.0, 0.5, 1.0), "adam": (0.5, 0.25, 0.75)}
+_LIKE_ADAM = ("adam", "lion", "muon")
+_BATCH_SOURCES = {
+    "sgd": "linear, Goyal et al. 2017, arXiv:1706.02677",
+    "adam": "square root, Malladi et al. 2022, arXiv:2205.10287",
+}
+# The power of the width by which the best rate may move under the multipliers.
+WIDTH_UNSURE = 0.2
+
+
+def lr_transfer(
+    found: Suggestion,
+    *,
+    horizon: int | None = None,
+    base_horizon: int | None = None,
+    batch_size: float | None = None,
+    base_batch_size: float | None = None,
+    critical_batch_size: float | None = None,
+    width: float | None = None,
+    base_width: float | None = None,
+    optimizer: str = "adam",
+) -> Suggestion:
+    """Carry a found rate over to a longer run, another batch size and a wider model.
+
+    rate = found * (horizon / base)^slope * (batch / base)^power * 1
+
+    The slope is the drift of the best rate with the length of runs, as `suggest.for_horizon` reads it off the
+    shorter runs of `found`; -0.5 if there are none. The power is 1 for SGD and 0.5 for others; above the critical
+    batch size the rate stays. The width changes nothing under `width_multipliers`.
+
+    The interval of `found` widens by what is not known: a slope by a quarter (within -1 and 0; by a half without
+    shorter runs), the power by a quarter (0.5 to 1 for SGD; down to 0 for larger batches without a
+    `critical_batch_size`), and the width by a power of 0.2.
+
+    Args:
+      found: what `lr_find` returned.
+      horizon, base_horizon: the steps of the run to come and of the run that `found` is for; the latter by
+        default the length of its full runs, else of its longest.
+      batch_size, base_batch_size: examples a step, of the run to come and of the runs of `found`, above 0.
+      critical_batch_size: the batch size beyond which more examples a step do not allow a larger rate, above 0.
+      width, base_width: of the model to come and of that of `found`, above 0.
+      optimizer: "adam", "lion", "muon" or "sgd".
+
+    Returns:
+      A `Suggestion` whose `reason` has a line for each factor: its rule and its source.
+
+    Raises:
+      ValueError: nothing is given to carry over to, one of a pair lacks the other, or a number is out of range.
+
+    >>> import numpy as np
+    >>> from .curve import LRCurve
+    >>> rates = np.array([0.1, 0.2, 0.4])
+    >>> curve = LRCurve(rates, np.array([[[2.0], [1.0], [2.0]]], np.float32), None, np.array([], np.int32),
+    ...                 np.full((1, 3), -1, np.int32))
+    >>> found = lr_transfer(Suggestion(0.2, 0.1, 0.3, "Lowest.", curve), batch_size=256, base_batch_size=64)
+    >>> print(found.reason)
+    Lowest.
+    Batch size 64 to 256: x2, between 1 and 2.83 (square root, Malladi et al. 2022, arXiv:2205.10287).
+    >>> found.learning_rate, found.low
+    (0.4, 0.1)
+
+    Source: each rule's is in the reason; the critical batch size: McCandlish et al. 2018 (arXiv:1812.06162).
+    """
+    like = "sgd" if checks.choice("optimizer", optimizer, (*_LIKE_ADAM, "sgd")) == "sgd" else "adam"
+    sizes = _pair("batch_size", batch_size, base_batch_size)
+    widths = _pair("width", width, base_width)
+    if base_horizon is not None and horizon is None:
+        raise ValueError("base_horizon needs horizon, the length of the run to come.")
+    if critical_batch_size is not None and sizes is None:
+        raise ValueError("critical_batch_size needs batch_size and base_batch_size.")
+    factors = []
+    if horizon is not None:
+        factors.append(_of_horizon(found, horizon, base_horizon))
+    if sizes:
+        factors.append(_of_batch(*sizes, critical_batch_size, like))
+    if widths:
+        factors.append(_of_width(*widths))
+    if not factors:
+        raise ValueError(
+            "lr_transfer needs a horizon, a batch_size or a width to carry the rate over to, got none."
+        )
+    rates = [found.learning_rate, found.low, found.high]
+    for factor in factors:
+        rates = [rate * one for rate, one in zip(rates, factor[:3], strict=True)]
+    return dataclasses.replace(
+        found,
+        learning_rate=rates[0],
+        low=rates[1],
+        high=rates[2],
+        reason="\n".join([found.reason, *(factor[3] for factor in factors)]),
+    )
+
+
+_Factor = tuple[float, float, float, str]
+
+
+def _pair(name: str, value: float | None, base: float | None) -> tuple[float, float] | None:
+    """Both numbers, the base's first; None if neither is given."""
+    if (value is None) != (base is None):
+        raise ValueError(
+            f"{name} needs base_{name} beside it, got {name}={value!r} and base_{name}={base!r}."
+        )
+    if value is None:
+        return None
+    return checks.concrete(f"base_{name}", base, above=0), checks.concrete(name, value, above=0)
+
+
+def _factor(ratio: float, power: float, lowest: float, highest: float, what: str, source: str) -> _Factor:
+    """The factor, its bounds, and the line that says so."""
+    factor, *ends = (ratio**one for one in (power, lowest, highest))
+    low, high = min(*ends, factor), max(*ends, factor)
+    return factor, low, high, f"{what}: x{factor:.3g}, between {low:.3g} and {high:.3g} ({source})."
+
+
+def _of_horizon(found: Suggestion, horizon: int, base_horizon: int | None) -> _Factor:
+    last = found.curve if found.finalists is None else found.finalists
+    base = last.losses.shape[-1] if base_horizon is None else checks.size("base_horizon", base_horizon)
+    steps = checks.size("horizon", horizon)
+    if found.shorter:
+        curves, longest = [*found.shorter, found.curve], found.curve.losses.shape[-1]
+        rates = [for_horizon(curves, length).learning_rate for length in (longest, 2 * longest)]
+        slope, unsure = math.log2(rates[1] / rates[0]), UNSURE
+        source = f"steps^{slope:.2f}, the drift between runs of {_lengths(found)} steps, suggest.for_horizon"
+    else:
+        slope, unsure = sum(SLOPES) / 2, (SLOPES[1] - SLOPES[0]) / 2
+        source = f"steps^{slope:.2f}, since there are no shorter runs to read a drift off"
+    lowest, highest = max(slope - unsure, SLOPES[0]), min(slope + unsure, SLOPES[1])
+    return _factor(steps / base, slope, lowest, highest, f"Steps {base} to {steps}", source)
+
+
+def _lengths(found: Suggestion) -> str:
+    return " and ".join(str(curve.losses.shape[-1]) for curve in (*found.shorter, found.curve)[-2:])
+
+
+def _of_batch(base: float, size: float, critical: float | None, like: str) -> _Factor:
+    power, lowest, highest = _POWERS[like]
+    what, source = f"Batch size {base:g} to {size:g}", _BATCH_SOURCES[like]
+    if critical is None:
+        return _factor(size / base, power, 0.0 if size > base else lowest, highest, what, source)
+    most = checks.concrete("critical_batch_size", critical, above=0)
+    source += f", up to {most:g}, McCandlish et al. 2018, arXiv:1812.06162"
+    return _factor(min(size, most) / min(base, most), power, lowest, highest, what, source)
+
+
+def _of_width(base: float, width: float) -> _Factor:
+    source = "unchanged under width_multipliers and rescale_init, Yang et al. 2022, arXiv:2203.03466"
+    return _factor(width / base, 0.0, -WIDTH_UNSURE, WIDTH_UNSURE, f"Width {base:g} to {width:g}", source)

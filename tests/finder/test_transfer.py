@@ -1,0 +1,136 @@
+"""A rate for another run: each factor by its formula, intervals that widen, and reasons that name the source."""
+
+import math
+
+import numpy as np
+import pytest
+
+import optax_lr as olr
+from optax_lr import LRCurve, Suggestion
+
+RATES = 2.0 ** np.arange(-12, 3)
+
+
+def curve_of(best, steps):
+    losses = np.broadcast_to(np.exp(0.1 * np.log(RATES / best) ** 2)[None, :, None], (1, len(RATES), steps))
+    return LRCurve(
+        RATES, losses.astype(np.float32), None, np.array([], np.int32), np.full((1, len(RATES)), -1, np.int32)
+    )
+
+
+ONE = Suggestion(0.04, 0.03, 0.06, "Lowest.", curve_of(0.04, 100))
+
+
+def drifting(slope):
+    shorter = tuple(curve_of(0.04 * (steps / 100) ** slope, steps) for steps in (25, 50))
+    return Suggestion(0.04, 0.03, 0.06, "Lowest.", curve_of(0.04, 100), shorter=shorter)
+
+
+@pytest.mark.parametrize("slope", [-0.5, -0.2, -0.9])
+def test_the_drift_between_shorter_runs_is_carried_on(slope):
+    found = olr.lr_transfer(drifting(slope), horizon=1600)
+    assert found.learning_rate == pytest.approx(0.04 * 16**slope, rel=0.05)
+    bounds = [0.03 * 16 ** max(slope - 0.25, -1), 0.06 * 16 ** min(slope + 0.25, 0)]
+    assert [found.low, found.high] == pytest.approx(bounds, rel=0.05)
+    assert f"steps^{slope:.2f}, the drift between runs of 50 and 100 steps" in found.reason.splitlines()[1]
+
+
+def test_the_steps_of_the_found_run_are_those_of_its_full_runs_or_as_told():
+    full = Suggestion(0.04, 0.03, 0.06, "Lowest.", curve_of(0.04, 100), finalists=curve_of(0.04, 400))
+    assert olr.lr_transfer(full, horizon=1600).learning_rate == pytest.approx(0.04 / 2)
+    assert olr.lr_transfer(full, horizon=1600, base_horizon=100).learning_rate == pytest.approx(0.04 / 4)
+    same = olr.lr_transfer(full, horizon=400)
+    assert (same.learning_rate, same.low, same.high) == (0.04, 0.03, 0.06)
+
+
+# Optimizer, base and new batch size, critical one, factor, and those of both bounds.
+BATCHES = [
+    ("sgd", 64, 256, None, 4, 1, 4),
+    ("sgd", 64, 256, 1000, 4, 2, 4),
+    ("sgd", 64, 256, 128, 2, math.sqrt(2), 2),
+    ("sgd", 256, 64, None, 1 / 4, 1 / 4, 1 / 2),
+    ("adam", 64, 256, None, 2, 1, 4**0.75),
+    ("lion", 64, 256, 1000, 2, math.sqrt(2), 4**0.75),
+    ("muon", 64, 1024, 16, 1, 1, 1),
+]
+
+
+@pytest.mark.parametrize(("kind", "base", "size", "critical", "factor", "low", "high"), BATCHES)
+def test_the_batch_size_counts_linearly_or_by_its_root(kind, base, size, critical, factor, low, high):
+    found = olr.lr_transfer(
+        ONE, batch_size=size, base_batch_size=base, critical_batch_size=critical, optimizer=kind
+    )
+    wanted = [0.04 * factor, 0.03 * low, 0.06 * high]
+    assert [found.learning_rate, found.low, found.high] == pytest.approx(wanted)
+    assert ("arXiv:1706.02677" if kind == "sgd" else "arXiv:2205.10287") in found.reason
+    assert ("arXiv:1812.06162" in found.reason) == (critical is not None)
+
+
+def test_the_width_changes_nothing_but_the_interval():
+    found = olr.lr_transfer(ONE, width=1024, base_width=64)
+    assert found.learning_rate == 0.04
+    assert [found.low, found.high] == pytest.approx([0.03 * 16**-0.2, 0.06 * 16**0.2])
+    assert found.reason == (
+        "Lowest.\nWidth 64 to 1024: x1, between 0.574 and 1.74 (unchanged under width_multipliers and "
+        "rescale_init, Yang et al. 2022, arXiv:2203.03466)."
+    )
+
+
+def test_factors_multiply_and_so_do_calls():
+    steps, batch, width = (
+        {"horizon": 400},
+        {"batch_size": 8, "base_batch_size": 2},
+        {"width": 4, "base_width": 2},
+    )
+    together = olr.lr_transfer(ONE, **steps, **batch, **width)
+    apart = olr.lr_transfer(olr.lr_transfer(olr.lr_transfer(ONE, **steps), **batch), **width)
+    for name in ("learning_rate", "low", "high"):
+        assert getattr(together, name) == pytest.approx(getattr(apart, name))
+    assert together.reason == apart.reason and len(together.reason.splitlines()) == 4
+    assert together.low < together.learning_rate < together.high
+    assert together.learning_rate == pytest.approx(0.04 * 0.5 * 2)
+
+
+BAD = {
+    "nothing": (
+        {},
+        "lr_transfer needs a horizon, a batch_size or a width to carry the rate over to, got none.",
+    ),
+    "no base": (
+        {"batch_size": 64},
+        "batch_size needs base_batch_size beside it, got batch_size=64 and base_batch_size=None.",
+    ),
+    "no width": (
+        {"base_width": 64},
+        "width needs base_width beside it, got width=None and base_width=64.",
+    ),
+    "no horizon": ({"base_horizon": 10}, "base_horizon needs horizon, the length of the run to come."),
+    "no batches": (
+        {"horizon": 10, "critical_batch_size": 3},
+        "critical_batch_size needs batch_size and base_batch_size.",
+    ),
+    "a size of 0": (
+        {"batch_size": 0, "base_batch_size": 2},
+        "batch_size must be a finite number above 0, got 0.",
+    ),
+    "a critical size of 0": (
+        {"batch_size": 4, "base_batch_size": 2, "critical_batch_size": 0},
+        "critical_batch_size must be a finite number above 0, got 0.",
+    ),
+    "half a step": (
+        {"horizon": 10.5},
+        "horizon must be a whole number of steps from 1 to 2^31 - 1, got 10.5.",
+    ),
+    "an optimizer": (
+        {"horizon": 10, "optimizer": "adamw"},
+        "optimizer must be one of 'adam', 'lion', 'muon', 'sgd', got 'adamw'.",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_refused_in_one_sentence(name, unhooked):
+    options, sentence = BAD[name]
+    with pytest.raises(ValueError, match=r"\S") as refusal:
+        unhooked.lr_transfer(ONE, **options)
+    assert str(refusal.value) == sentence
