@@ -35,7 +35,7 @@ def eval_fn(model, eval_batch):
     return {"loss": loss_fn(model, valid), "accuracy": right.mean()}
 
 
-@nnx.jit
+@functools.partial(nnx.jit, donate_argnums=(0, 1))  # model and optimizer are updated in their own memory
 def pretrain_step(model, optimizer):
     optimizer.update(model, nnx.grad(loss_fn)(model, data.OLD))
 

@@ -17,25 +17,6 @@ from .effective import EffectiveRates as EffectiveRates
 from .effective import TrackEffectiveRatesState as TrackEffectiveRatesState
 from .effective import effective_rates as effective_rates
 from .effective import track_effective_rates as track_effective_rates
-from .engine import Engine as Engine
-from .engine import Epochs as Epochs
-from .engine import SweepResult as SweepResult
-from .engine import sweep as sweep
-from .finder import Comparison as Comparison
-from .finder import LRCurve as LRCurve
-from .finder import Problem as Problem
-from .finder import Suggestion as Suggestion
-from .finder import Verdict as Verdict
-from .finder import compare as compare
-from .finder import diagnose as diagnose
-from .finder import grid as grid
-from .finder import lr_find as lr_find
-from .finder import lr_range_test as lr_range_test
-from .finder import lr_refind as lr_refind
-from .finder import lr_sweep as lr_sweep
-from .finder import lr_transfer as lr_transfer
-from .finder import suggest as suggest
-from .finder import top_curvature as top_curvature
 from .in_force import describe_learning_rates as describe_learning_rates
 from .in_force import learning_rates_in_force as learning_rates_in_force
 from .layers import DepthPattern as DepthPattern
@@ -120,11 +101,57 @@ from .snapshots import snapshot_at_cycle_ends as snapshot_at_cycle_ends
 from .visible import VisibleState as VisibleState
 from .visible import visible as visible
 
-# For type checkers alone, which know the name.
+# For type checkers alone, which know the name. What is named here loads when it is first used: the finder and its
+# engine, that `import optax_lr` is quick, and `nnx` and `plots`, which import Flax and matplotlib.
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from . import nnx as nnx
     from . import plots as plots
+    from .engine import Engine as Engine
+    from .engine import Epochs as Epochs
+    from .engine import SweepResult as SweepResult
+    from .engine import sweep as sweep  # type: ignore[no-redef]
+    from .finder import Comparison as Comparison
+    from .finder import LRCurve as LRCurve
+    from .finder import Problem as Problem
+    from .finder import Suggestion as Suggestion
+    from .finder import Verdict as Verdict
+    from .finder import compare as compare  # type: ignore[no-redef]
+    from .finder import diagnose as diagnose  # type: ignore[no-redef]
+    from .finder import grid as grid
+    from .finder import lr_find as lr_find
+    from .finder import lr_range_test as lr_range_test
+    from .finder import lr_refind as lr_refind
+    from .finder import lr_sweep as lr_sweep
+    from .finder import lr_transfer as lr_transfer
+    from .finder import suggest as suggest
+    from .finder import top_curvature as top_curvature
+
+_LATE = {
+    "engine": (
+        "Engine",
+        "Epochs",
+        "SweepResult",
+        "sweep",
+    ),
+    "finder": (
+        "Comparison",
+        "LRCurve",
+        "Problem",
+        "Suggestion",
+        "Verdict",
+        "compare",
+        "diagnose",
+        "grid",
+        "lr_find",
+        "lr_range_test",
+        "lr_refind",
+        "lr_sweep",
+        "lr_transfer",
+        "suggest",
+        "top_curvature",
+    ),
+}
 
 __version__ = "0.2.0"
 
@@ -251,9 +278,13 @@ __all__ = [
 
 
 def __getattr__(name: str) -> _Any:
-    """`nnx` and `plots` load when they are first used: they import Flax and matplotlib."""
     if name in ("nnx", "plots"):
         return _importlib.import_module(f".{name}", __name__)
+    for folder, names in _LATE.items():
+        if name in names:
+            found = getattr(_importlib.import_module(f".{folder}", __name__), name)
+            globals()[name] = found
+            return found
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

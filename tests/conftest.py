@@ -21,16 +21,27 @@ jax.config.update(
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
+
+def _load_all(package: ModuleType) -> None:
+    """Load what the package would load late, while its imports are the right ones."""
+    for name in set(package.__all__) - {"nnx", "plots"}:
+        getattr(package, name)
+
+
 # `optax_lr.types` has shapes for type checkers alone.
 with install_import_hook("optax_lr", "typecheck.check"), mock.patch.object(typing, "TYPE_CHECKING", True):
     import optax_lr
+
+    _load_all(optax_lr)
 
 
 def _import_unhooked(name: str) -> ModuleType:
     """A second copy of the package, without the hook, so that bad input meets our own errors."""
     hooked = {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "optax_lr"}
     try:
-        return importlib.import_module(name)
+        module = importlib.import_module(name)
+        _load_all(sys.modules["optax_lr"])
+        return module
     finally:
         sys.modules.update(hooked)
 

@@ -89,8 +89,9 @@ def public_searches() -> set[str]:
     """The public functions that train lanes: they take a loss or a step, and batches."""
     found = set()
     for prefix, module in {"": olr, "nnx.": olr.nnx}.items():
-        for name, member in vars(module).items():
-            if inspect.isfunction(member) and not name.startswith("_"):
+        for name in module.__all__:
+            member = getattr(module, name)
+            if inspect.isfunction(member):
                 takes = inspect.signature(member).parameters
                 if "batches" in takes and ("loss_fn" in takes or "step" in takes):
                     found.add(prefix + name)

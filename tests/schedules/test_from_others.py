@@ -77,7 +77,8 @@ EXPECTED = {
 @pytest.mark.parametrize("name", LINES)
 def test_line(name):
     known = {
-        **vars(olr), "np": np, "s": s, "n": N, "w": W, "rate": RATE, "low": LOW, "gap": GAP, "gamma": GAMMA,
+        **{name: getattr(olr, name) for name in olr.__all__},
+        "np": np, "s": s, "n": N, "w": W, "rate": RATE, "low": LOW, "gap": GAP, "gamma": GAMMA,
         "power": POWER, "factors": FACTORS, "factor": lambda step: 0.95**step, "key": KEY,
         "uniform": jax.random.uniform, "fold_in": jax.random.fold_in,
     }  # fmt: skip

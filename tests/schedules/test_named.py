@@ -18,7 +18,7 @@ def test_a_schedule_prints_as_the_call_that_made_it(case):
     text = repr(schedule)
     assert text.startswith(f"{case.factory}(") and "\n" not in text
     if "<" not in text and "float32[" not in text:
-        again = eval(text.replace("schedule=", ""), vars(olr))
+        again = eval(text.replace("schedule=", ""), {name: getattr(olr, name) for name in olr.__all__})
         steps = np.array([0, 1, *case.boundaries], np.int32)
         np.testing.assert_array_equal(jax.vmap(again)(steps), jax.vmap(schedule)(steps))
 
