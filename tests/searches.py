@@ -4,6 +4,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -25,6 +26,10 @@ def loss_fn(params, x):
 def with_state(params, mean, x):
     new_mean = 0.9 * mean + 0.1 * jnp.mean(x)
     return loss_fn(params, x - new_mean), new_mean
+
+
+def with_key(params, x, key):
+    return loss_fn(params, x + 0.1 * jax.random.normal(key, x.shape))
 
 
 def module_loss(model, x):
@@ -82,6 +87,12 @@ SEARCHES: dict[str, Callable[..., Any]] = {
     "nnx.lr_sweep": _module(olr.nnx.lr_sweep, **RATES),
     "nnx.lr_refind": _module(olr.nnx.lr_refind, learning_rate=0.1, num_steps=4, seeds=1, num_rates=3),
     "nnx.lr_range_test": _module(olr.nnx.lr_range_test, num_steps=6, eval_batch=None),
+}
+
+
+# Another kind of key draws other numbers, so this one is no row of the flags.
+DRAWING: dict[str, Callable[..., Any]] = {
+    "lr_sweep with key": _plain(olr.lr_sweep, loss=with_key, with_key=True, seeds=2, **RATES)
 }
 
 

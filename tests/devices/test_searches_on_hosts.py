@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import Mesh
-from searches import SEARCHES, numbers
+from searches import DRAWING, SEARCHES, numbers
 
 # The second host's clocks run fast and unevenly: it would cut its calls, save and stop at other moments.
 HOST = """
@@ -25,8 +25,8 @@ if sys.argv[2] == "1":
 import numpy as np
 from jax.sharding import PartitionSpec as P
 import test_searches_on_meshes as meshes
-from searches import BATCHES, SEARCHES, numbers
-found = {name: SEARCHES[name]() for name in SEARCHES}
+from searches import BATCHES, DRAWING, SEARCHES, numbers
+found = {name: search() for name, search in (SEARCHES | DRAWING).items()}
 mesh = meshes.jax.make_mesh((4,), ("data",), axis_types=(meshes.AXES["Auto"],))
 folder = pathlib.Path(sys.argv[4])
 params, split = meshes.placed(mesh, P(None, "data")), meshes.split(mesh)
@@ -65,9 +65,9 @@ def hosts(tmp_path_factory):
     return [dict(np.load(folder / f"host{host}.npz")) for host in range(2)]
 
 
-@pytest.mark.parametrize("name", SEARCHES)
+@pytest.mark.parametrize("name", SEARCHES | DRAWING)
 def test_two_hosts_find_what_one_device_finds(hosts, name):
-    expected = numbers(SEARCHES[name](mesh=Mesh(np.array(jax.devices()[:1]), ("x",))))
+    expected = numbers((SEARCHES | DRAWING)[name](mesh=Mesh(np.array(jax.devices()[:1]), ("x",))))
     for host in hosts:
         found = [each for each in host if each.split("/")[0].split(",")[0] == name]
         assert len(found) >= len(expected)
