@@ -88,7 +88,12 @@ class Trainer:
         """A carry ready to train: with a new optimizer state, or with the lane's rate inside the one it has."""
         clock = {} if self.form == "own clock" else {"clock": jnp.zeros((), jnp.int32)}
         tx, trained = self._transformation({**start, **clock}, lane), start["trained"]
-        fresh = with_rate(start["optimizer"], tx, trained) if "optimizer" in start else tx.init(trained)
+        try:
+            fresh = with_rate(start["optimizer"], tx, trained) if "optimizer" in start else tx.init(trained)
+        except (TypeError, AttributeError) as error:
+            if self.form == "number":
+                raise
+            raise TakesNumbersOnlyError from error
         model_state = self.model_state(start)
         state = start["state"] if model_state is None else arrays(self.problem.begun(model_state, seed))
         return {**start, **clock, "state": state, "optimizer": fresh}

@@ -330,6 +330,12 @@ def test_an_optimizer_reads_the_schedule_by_its_own_clock(name):
     np.testing.assert_allclose(curve.losses[0, 0], own, rtol=1e-5)
 
 
+def test_an_optimizer_whose_state_holds_the_rate_is_handed_numbers():
+    curve = quiet(loss_fn, PARAMS, optax.rprop, BATCHES, learning_rates=[0.001, 0.01], num_steps=6)
+    for lane, rate in enumerate((0.001, 0.01)):
+        np.testing.assert_allclose(curve.losses[0, lane], plain_loop(optax.rprop(rate), 6)[3], rtol=1e-5)
+
+
 def test_a_factory_may_make_a_schedule_of_its_peak():
     factory = lambda peak: optax.adam(olr.one_cycle_schedule(peak, 10))  # noqa: E731
     curve = quiet(loss_fn, PARAMS, factory, BATCHES, learning_rates=[0.01, 0.1], num_steps=10)
