@@ -14,7 +14,7 @@ import numpy as np
 import optax
 
 from ..learning_rate import with_rates_of
-from ..types import Array, PyTree, ScalarLike
+from ..types import Array, PyTree
 from .problem import does_not_take
 
 Lane = Mapping[str, Any]
@@ -155,8 +155,3 @@ def difference(expected: PyTree, given: PyTree) -> str:
 
 def _described(leaf: Any) -> str:
     return f"{leaf.dtype}{list(leaf.shape)}"
-
-
-def rate_of(lane: Mapping[str, ScalarLike]) -> float:
-    """The learning rate of a concrete lane."""
-    return float(np.asarray(lane["learning_rate"]))
