@@ -88,7 +88,7 @@ class Work(NamedTuple):
       keep: takes a row that has ended, and a function to its moving leaves.
       lock: held while the table, deposits or what is kept change.
       stop: set where all workers are to end.
-      saving: whether state goes to disk, and how often a job hands it over.
+      deposit_every: the seconds after which a job hands its state over for disk; None where none goes there.
       say: called after each call with what it reported.
     """
 
@@ -100,7 +100,6 @@ class Work(NamedTuple):
     factor: np.float32
     ceilings: np.ndarray
     names: tuple[Sequence[str], Sequence[str]]
-    longest: int
     lane_leaves: Callable[[np.ndarray], list[np.ndarray]]
     pace: Pace
     lock: threading.Lock

@@ -315,7 +315,6 @@ class Session:
             factor=np.float32(self._opening.stop_factor),
             ceilings=ceilings,
             names=(self.form.metrics, self.form.evals),
-            longest=self._room,
             lane_leaves=self._lane_leaves,
             pace=self._pace,
             lock=self._lock,
