@@ -153,13 +153,13 @@ def _refuse_other_ranks(batches: PyTree, eval_batch: PyTree) -> None:
     """Refuse data without the axis of steps: the loss would be given single examples.
 
     Raises:
-      ValueError: every array of `eval_batch` has an axis more than the same array of a batch.
+      ValueError: every array of `eval_batch` has an axis more than the same array of a batch. (Where all arrays
+        of `batches` hold one number a step, they may be meant so: those have no examples to lose.)
     """
     (ours, structure), (theirs, other) = (jax.tree.flatten(tree) for tree in (batches, eval_batch))
-    # An array of scalars, one a step, has no examples to lose.
-    if str(structure) == str(other) and all(
-        np.ndim(one) == np.ndim(two) > 1 for one, two in zip(ours, theirs, strict=True)
-    ):
+    if str(structure) != str(other) or max(map(np.ndim, ours), default=0) < 2:
+        return
+    if all(np.ndim(one) == np.ndim(two) for one, two in zip(ours, theirs, strict=True)):
         one = jax.tree.map(lambda leaf: leaf[0], batches)
         raise ValueError(
             f"batches must have a leading axis of steps, before that of the examples: a batch would have shape "

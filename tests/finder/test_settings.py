@@ -148,6 +148,26 @@ def test_what_is_no_search_is_said_in_one_sentence():
             SEARCHES[name](batches=BATCHES[0])
 
 
+def test_data_without_the_axis_of_steps_are_refused_where_targets_have_no_further_axis():
+    """Batches `(x [16, 4], y [16])` would be 16 steps of single examples, which broadcast to a finite loss."""
+    x = BATCHES.reshape(-1, 4)[:16]
+    data = (x, x.sum(-1))
+
+    def loss(params, batch):
+        return jnp.mean((batch[0] @ params["w"] @ params["v"] - batch[1]) ** 2)
+
+    with pytest.raises(
+        ValueError, match=r"leading axis of steps.*\(4,\), \(\)\), but eval_batch has \(\(16, 4\)"
+    ):
+        SEARCHES["lr_sweep"](loss=loss, batches=data, eval_batch=data)
+    one_number_a_step = SEARCHES["lr_sweep"](
+        loss=lambda params, x: 5.0 + params["v"].sum() * x.mean(),
+        batches=x[:, 0],
+        eval_batch=x[:, 0],
+    )
+    assert np.isfinite(one_number_a_step.eval_losses).all()
+
+
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_search_inside_jit_is_refused(name):
     with pytest.raises(ValueError, match="cannot be called inside jit"):

@@ -88,6 +88,12 @@ TIMM = {
             r"head.*",
         ],
     ),
+    # One layer a stage, its downsampling and its norm with it.
+    "PVT v2": (
+        PVT,
+        (r"^patch_embed", [(r"^stages\.(\d+)", None)]),
+        [r"patch_embed.*", r"stages\.(\d+)\..*", r"head"],
+    ),
 }
 
 
