@@ -40,8 +40,11 @@ def test_diagnosis_prints_a_confusion_table_and_is_mostly_right() -> None:
 
 def test_compare_prints_both_winners_and_the_price() -> None:
     printed = run("benchmarks/compare.py", *"--problems 1 --steps 40".split())
-    ((grid, found, share),) = re.findall(
-        r"^\| digits, MLP \| (.*?) \| (.*?) \| (?:same|within noise|other) \| (\d+)% \|", printed, re.M
+    ((grid, again, found, verdict, share),) = re.findall(
+        r"^\| digits, MLP \| (.*?) \| (.*?) \| (.*?) \| (same|(?:tie|other), \S+ \(.*?\)) \| (\d+)% \|",
+        printed,
+        re.M,
     )
-    assert {grid, found} <= {line.split("  ")[0] for line in printed.splitlines()}
+    assert {grid, again, found} <= {line.split("  ")[0] for line in printed.splitlines()}
+    assert (verdict == "same") == (grid == found)
     assert int(share) < 33
