@@ -1,4 +1,4 @@
-"""The examples say what they show: figures of examples/landscapes.py against closed forms and loops in NumPy."""
+"""The examples show what their texts say; figures of landscapes against closed forms and loops in NumPy."""
 
 import importlib.util
 import pathlib
@@ -12,14 +12,24 @@ mpl.use("agg")
 EXAMPLES = pathlib.Path(__file__).parents[1] / "examples"
 
 
-@pytest.fixture
-def landscapes(tmp_path):
-    spec = importlib.util.spec_from_file_location("landscapes", EXAMPLES / "landscapes.py")
+def loaded(name, folder):
+    """An example as a module; its pictures go to the folder."""
+    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    module.OUT = tmp_path
-    yield module
+    module.OUT = folder
+    return module
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
     plt.close("all")
+
+
+@pytest.fixture
+def landscapes(tmp_path):
+    return loaded("landscapes", tmp_path)
 
 
 def test_the_edge_of_a_parabola_is_two_over_its_curvature(landscapes, tmp_path):
@@ -69,3 +79,9 @@ def test_gains_help_along_the_axes_and_not_in_a_turned_valley(landscapes):
     assert (
         found["momentum"][0] == pytest.approx(found["momentum"][1], rel=0.05) and found["momentum"][0] < 1e-3
     )
+
+
+def test_loss_functions_shows_what_its_text_says(tmp_path):
+    example = loaded("loss_functions", tmp_path)
+    kinds = example.main().kind[0].tolist()
+    assert kinds == ["too low", "healthy", "overfitting", "too high", "diverged"]
