@@ -28,12 +28,15 @@ images, digits = load_digits(return_X_y=True)
 INPUTS, DIGITS = jnp.asarray(images / 16, jnp.float32), jnp.asarray(digits)
 PAIRS = DIGITS // 2
 # Rows to learn the digits from; to draw labeled images from; to choose a rate by; to measure with.
-OLD, rest = train_test_split(np.arange(len(digits)), train_size=700, random_state=0, stratify=digits)
+OLD, rest = train_test_split(np.arange(len(digits)), train_size=900, random_state=0, stratify=digits)
 POOL, rest = train_test_split(rest, train_size=300, random_state=0, stratify=digits[rest])
 VALID, TEST = train_test_split(rest, train_size=200, random_state=0, stratify=digits[rest])
 POOLS = jnp.stack([POOL[PAIRS[POOL] == pair][:55] for pair in range(5)])
 # Which of a seed's labeled images each step sees.
 ORDER = np.random.default_rng(0).permuted(np.tile(np.arange(25), (16, 1)), axis=1).reshape(STEPS, BATCH)
+
+
+PRETRAINING = optax.adam(olr.one_cycle_schedule(3e-3, 400))
 
 
 class Network(nnx.Module):
@@ -68,21 +71,22 @@ def eval_fn(model, eval_batch):
 
 
 @functools.partial(nnx.jit, donate_argnums=(0, 1))  # model and optimizer are updated in their own memory
-def pretrain_step(model, optimizer):
-    optimizer.update(model, nnx.grad(cross_entropy)(model, OLD, DIGITS))
+def pretrain_step(model, optimizer, rows):
+    optimizer.update(model, nnx.grad(cross_entropy)(model, rows, DIGITS))
 
 
 @functools.cache
 def pretrained(seed, steps):
+    """A network that has learned the digits for so many steps, with a new head."""
     model = Network(10, nnx.Rngs(seed))
-    optimizer = nnx.Optimizer(model, optax.adam(3e-3), wrt=nnx.Param)
-    for _ in range(steps):
-        pretrain_step(model, optimizer)
+    optimizer = nnx.Optimizer(model, PRETRAINING, wrt=nnx.Param)
+    for rows in np.random.default_rng(seed).choice(OLD, (steps, 32)):
+        pretrain_step(model, optimizer, rows)
     model.head = nnx.Linear(64, 5, rngs=nnx.Rngs(seed))
     return model
 
 
-def sweep(make, steps=100):
+def sweep(make, steps=400):
     """Test accuracies [seeds, evaluations] at the best rate, and that rate."""
     curve = olr.nnx.lr_sweep(
         loss_fn,
@@ -94,7 +98,7 @@ def sweep(make, steps=100):
         seeds=SEEDS,
         eval_fn=eval_fn,
         eval_batch=(VALID, TEST),
-        eval_every=5,
+        eval_every=10,
         stop_factor=1e9,
     )
     best = int(np.nanargmin(curve.eval_losses[..., -1].mean(0)))
@@ -131,7 +135,7 @@ def main():
         )
         words = "" if name == "one rate" else f"{gain:>+12.1f} ± {spread:.1f}"
         print(f"  {name:<18} at {found[name][1]:<7.2g}{mean:>6.1f} ± {half:.1f}{words}")
-        axes.plot(np.arange(5, STEPS + 1, 5), values.mean(0), ".-", label=name)
+        axes.plot(np.arange(10, STEPS + 1, 10), values.mean(0), ".-", label=name)
     axes.set(
         xlabel="step", ylabel="test accuracy in percent, mean of the seeds", title="Fine-tuning on 25 images"
     )

@@ -177,10 +177,16 @@ class Around(Policy):
             "rates around",
         )
         if len(runs):
-            wider = beyond_edge(surviving(curve_of(runs)), self.ratio, Bounds(self.now, self.now))
-            if wider is None:
+            curve, within = curve_of(runs), Bounds(self.now, self.now)
+            if curve.stable.any():
+                wider = beyond_edge(surviving(curve), self.ratio, within)
+                wanted = np.array([] if wider is None else [wider])
+            else:
+                lower = curve.learning_rates[0] / self.ratio ** np.arange(self.count, 0.0, -1)
+                wanted = np.array([rate for rate in lower if within.hold(rate)])
+            if not len(wanted):
                 return None
-            rates, words = np.array([wider]), "wider rates"
+            rates, words = wanted, "wider rates"
         plan = rows_of(rates, range(self.seeds), self.steps, self.tables, stage=0, eval_steps=self.eval_steps)
         return Asked(plan, words)
 

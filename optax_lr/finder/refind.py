@@ -43,7 +43,8 @@ def lr_refind(
     """Find the rate to go on with, from the present state of a run: a few short runs around the present rate.
 
     Rates are learning_rate * 2^k, k from -(num_rates // 2) to num_rates // 2, each for `num_steps` steps from the
-    given state; further ones are tried while the best is at the edge, up to a factor of 100 from the present one.
+    given state; further ones are tried while the best is at the edge, and smaller ones where all diverged, up to a
+    factor of 100 from the present one.
     Made to be called every few epochs: a second call with the same functions (the same objects) and the same
     shapes compiles nothing. A short look ahead favors small rates, whose gain is quick and whose price comes
     later; `horizon` corrects for what of that can be seen within the short runs.

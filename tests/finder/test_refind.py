@@ -59,6 +59,12 @@ def test_a_rate_far_off_is_left_behind(begun):
     assert refind(*begun, 0.02, horizon=1000).learning_rate > 0
 
 
+def test_where_all_rates_around_diverge_smaller_ones_are_tried(begun):
+    found = refind(*begun, 20.0)
+    assert not found.curve.stable[-5:].any() and found.curve.learning_rates[0] >= 0.2
+    assert found.learning_rate < 2.0 and found.curve.stable[0]
+
+
 def test_the_next_call_compiles_nothing(begun):
     refind(*begun, 0.02)
     with count_lowerings() as lowered:
