@@ -342,6 +342,13 @@ def test_what_is_seen_is_what_is_public(path):
             olr.find_lr  # noqa: B018
 
 
+@pytest.mark.parametrize(
+    "module", [olr, olr.curves, olr.nnx, olr.plots, olr.suggest], ids=lambda m: m.__name__
+)
+def test_completion_shows_public_names_alone(module):
+    assert dir(module) == sorted(module.__all__) and all(hasattr(module, name) for name in dir(module))
+
+
 def test_the_functions_of_nnx_are_what_is_declared():
     assert set(olr.nnx.__all__) == PUBLIC_NNX
     assert all(">>>" in inspect.getdoc(getattr(olr.nnx, name)) for name in PUBLIC_NNX)

@@ -8,8 +8,8 @@ with engine.open(task, data, ...) as session:
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator
+from typing import Any, Literal
 
 import jax
 from jax.sharding import Mesh
@@ -36,23 +36,31 @@ class Engine:
         and on Ctrl-C. The same call goes on from there, to the bits of an undisturbed search.
       progress: whether a bar shows steps, runs alive and the best loss on stderr, where there is a terminal; and
         whether a search that goes on from a checkpoint says so there first, with or without a terminal.
+      on_round: called after each round of runs, on the first host: for a log, W&B or TensorBoard. It gets a list of
+        dicts of numbers and words, one for each run: `description`, `round`, `seed`, `steps`, how many were `done`,
+        why it `stopped` ("" if it did not), the hyperparameters of its lane, its last `loss` and metrics, and the
+        last of each validation under `eval_` and the name. A search that goes on from a checkpoint tells of the
+        rounds that it ends itself.
 
     A search holds its batches once, and carries: parameters, model state and optimizer state. It holds two carries
     for each worker, or one for each lane and seed that ride at once, and shares the leaves that no step changes.
     What it returns has the parameters and the model state of one run.
 
     Raises:
-      ValueError: `lanes_at_once` is neither "auto" nor a whole number of at least 1.
+      ValueError: `lanes_at_once` is neither "auto" nor a whole number of at least 1, or `on_round` is no function.
     """
 
     lanes_at_once: int | Literal["auto"] = "auto"
     mesh: Mesh | None = None
     checkpoint: str | os.PathLike | None = None
     progress: bool = True
+    on_round: Callable[[list[dict[str, Any]]], object] | None = None
 
     def __post_init__(self) -> None:
         if self.lanes_at_once != "auto":
             checks.size("lanes_at_once", self.lanes_at_once)
+        if self.on_round is not None and not callable(self.on_round):
+            raise ValueError(f"on_round must be a function of a list of runs, got {self.on_round!r}.")
 
     @contextlib.contextmanager
     def open(self, task: Task, data: Data, opening: Opening) -> Iterator[Session]:

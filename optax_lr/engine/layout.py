@@ -121,6 +121,15 @@ def context(mesh: Mesh | None) -> Iterator[None]:
         yield
 
 
+def mesh_in_force() -> Any:
+    """The mesh that the user has set with `jax.set_mesh`; an empty one if none is."""
+    if hasattr(jax.sharding, "get_mesh"):
+        return jax.sharding.get_mesh()
+    from jax._src.mesh import get_concrete_mesh  # JAX 0.7 has no public name for it
+
+    return get_concrete_mesh()
+
+
 def devices_of(mesh: Mesh | None) -> tuple[list[Any], jax.Device | None]:
     """The devices to search on, and the only one if it is not JAX's usual one."""
     default: Any = jax.config.jax_default_device  # type: ignore[attr-defined]

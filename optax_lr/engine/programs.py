@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding
 
 from ..types import PyTree
 from .batches import Data
-from .layout import ALL, Layout, context, mesh_of_user
+from .layout import ALL, Layout, context, mesh_in_force, mesh_of_user
 from .program import Builder, Programs, compile_programs
 from .task import Form, Leaves, Task, Traces, is_explicit, look_at
 
@@ -73,7 +73,7 @@ class ProgramsOf:
                 form, self._traces = look_at(self._task, *self._examples, self._data.key_impl)
             return form._replace(mesh=mesh or form.mesh), self._traces
 
-        around = jax.sharding.get_mesh()
+        around = mesh_in_force()
         try:
             return looked(self._mesh)
         except Exception:
@@ -155,7 +155,7 @@ _CONTEXT = """jax_enable_x64 jax_default_matmul_precision jax_threefry_partition
 def _context() -> tuple[Any, ...]:
     """What of JAX's settings a trace depends on."""
     settings = tuple(str(getattr(jax.config, name, None)) for name in _CONTEXT)
-    return (*settings, jax.sharding.get_abstract_mesh(), jax.sharding.get_mesh())
+    return (*settings, jax.sharding.get_abstract_mesh(), mesh_in_force())
 
 
 def _first(batches: PyTree) -> PyTree:

@@ -134,6 +134,18 @@ class Runs:
         for name, value in (("done", done), ("stopped_at", stopped_at), ("why", why)):
             self.columns[name][row] = value
 
+    def records(self, rows: Sequence[int] | np.ndarray) -> list[dict[str, Any]]:
+        """A dict of plain numbers and words for each of some rows: what was asked, and what came out last."""
+
+        def record(row: int) -> dict[str, Any]:
+            asked = {name: int(self.columns[name][row]) for name in ("round", "seed", "steps", "done")}
+            lane = {name: x[row].item() for name, x in self.lanes.items() if x.ndim == 1}
+            trained = {name: float(x[row, max(asked["done"] - 1, 0)]) for name, x in self.metrics.items()}
+            measured = {f"eval_{name}": _last_known(x[row]) for name, x in self.evals.items()}
+            return {**asked, "stopped": WHY[self.columns["why"][row]], **lane, **trained, **measured}
+
+        return [record(int(row)) for row in rows]
+
     def __str__(self) -> str:
         head = f"{'row':>4} {'round':>5} {'stage':>5} {'seed':>4} {'steps':>7} {'done':>7}  "
         lines = [head + "lane"]
@@ -192,6 +204,12 @@ def _below(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray], rows: i
     return {
         name: np.concatenate([_edged(old[name], width[name]), _edged(new[name], width[name])]) for name in old
     }
+
+
+def _last_known(values: np.ndarray) -> float:
+    """The last value that is not NaN; NaN if there is none."""
+    known = values[~np.isnan(values)]
+    return float(known[-1]) if len(known) else float("nan")
 
 
 def _edged(values: np.ndarray, width: int) -> np.ndarray:

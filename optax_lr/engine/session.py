@@ -118,12 +118,15 @@ class Session:
         rows = self.runs.append(plan)
         self._save()
         self._finish(rows, description, ceilings)
+        self._tell(rows, description)
 
     def finish(self, description: str, ceilings: Ceilings = None) -> None:
         """Run the rows that were asked for before a kill, and have not ended; with the ceilings of their round."""
         if len(rows := self.runs.unfinished()):
             rounds = self.runs.columns["round"]
-            self._finish(np.flatnonzero(rounds == rounds[rows[0]]), description, ceilings)
+            every = np.flatnonzero(rounds == rounds[rows[0]])
+            self._finish(every, description, ceilings)
+            self._tell(every, description)
 
     def carry(self, row: int) -> PyTree:
         """A carry that was kept, whole, on the host; random keys as their bits."""
@@ -251,6 +254,12 @@ class Session:
         scored = (self._opening.keep(self.runs, row), row)
         if scored < self._best:
             self._best, self.kept = scored, {row: [np.array(leaf) for leaf in leaves()]}
+
+    def _tell(self, rows: np.ndarray, description: str) -> None:
+        """Hand a round that has ended to whoever asked for it."""
+        told = self._engine.on_round
+        if told is not None and not self.stopped and jax.process_index() == 0:
+            told([{"description": description, **run} for run in self.runs.records(rows)])
 
     def _finish(self, rows: np.ndarray, description: str, ceilings: Ceilings) -> None:
         while not self._fits(rows, description, ceilings):

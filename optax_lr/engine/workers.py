@@ -233,11 +233,20 @@ def _evaluated(work: Work, job: Job, feed: Feed, moving: list[Any]) -> np.ndarra
     return np.asarray(said).reshape(len(said), *job.rows.shape)
 
 
+def enable_x64(wide: bool) -> Any:
+    """`jax.enable_x64`, which JAX 0.7 has in `jax.experimental`."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(wide)
+    from jax.experimental import enable_x64 as of_old  # type: ignore[attr-defined]
+
+    return of_old(wide)
+
+
 def settings_of_threads() -> list[Callable[[], Any]]:
     """The settings that a worker enters: floats of 64 bits as here, and no alarm where a run rightly diverges."""
     x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
     return [
-        lambda: jax.enable_x64(x64),
+        lambda: enable_x64(x64),
         lambda: jax.debug_nans(False),
         lambda: jax.debug_infs(False),
         lambda: jax.transfer_guard("allow"),

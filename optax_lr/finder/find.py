@@ -68,7 +68,7 @@ def lr_find(
 
     The loss may take a key, carry a model state and report metrics, and validation may differ from it: `Problem`
     says how, and where a search runs `Engine` does. Their arguments may be given here by themselves, too:
-    `with_key`, `has_aux`, `eval_fn`, and `lanes_at_once`, `mesh`, `checkpoint`, `progress`.
+    `with_key`, `has_aux`, `eval_fn`, and `lanes_at_once`, `mesh`, `checkpoint`, `progress`, `on_round`.
 
     From the middle of a run: hand over its present parameters, `model_state` and `opt_state`. Moments and counts
     go on from there, so a schedule begins at the step that the state has counted; the rate is the lane's,

@@ -35,10 +35,11 @@ class Options(TypedDict, total=False):
     mesh: Mesh | None
     checkpoint: str | os.PathLike | None
     progress: bool
+    on_round: Callable[[list[dict[str, Any]]], object] | None
 
 
 _OF_PROBLEM = ("with_key", "has_aux", "eval_fn")
-_OF_ENGINE = ("lanes_at_once", "mesh", "checkpoint", "progress")
+_OF_ENGINE = ("lanes_at_once", "mesh", "checkpoint", "progress", "on_round")
 
 
 class Given(NamedTuple):

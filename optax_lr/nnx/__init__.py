@@ -32,3 +32,7 @@ __all__ = [
     "set_unfreezing_steps",
     "trainable",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

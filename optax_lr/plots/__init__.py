@@ -31,3 +31,7 @@ __all__ = [
     "plot_width_check",
     "png",
 ]
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -177,3 +177,7 @@ def reverse(curve: Curve) -> Curve:
     """
     forward = checks.curve("curve", curve)
     return lambda progress: 1 - forward(1 - progress)
+
+
+def __dir__() -> list[str]:
+    return __all__
