@@ -1,9 +1,11 @@
 """Find a learning rate on handwritten digits, train with it, and see it.
 
-The finder trains copies of a small network at many rates; then five networks each are trained with a one-cycle
-schedule whose peak is a tenth of the rate that was found, that rate, and ten times it. Writes two pictures to out/.
+The finder trains copies of a small network at many rates. Then ten new networks each are trained under a one-cycle
+schedule whose peak is a tenth of the rate that was found, that rate, and ten times it: the table has their means.
+Writes two pictures and the numbers to out/.
 """
 
+import json
 import pathlib
 import time
 
@@ -11,13 +13,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import scipy.stats
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 import optax_lr as olr
 from optax_lr import plots
 
-BATCH, EPOCHS, HIDDEN = 64, 30, 128
+BATCH, EPOCHS, HIDDEN, SEEDS = 64, 30, 128, 10
 OUT = pathlib.Path("out")
 
 
@@ -63,9 +66,29 @@ def batches_of(data, epochs, seed=0):
     return images[order].reshape(-1, BATCH, 64), labels[order].reshape(-1, BATCH)
 
 
+def error(params, batch):
+    return (logits(params, batch[0]).argmax(-1) != batch[1]).mean()
+
+
 def eval_fn(params, batch):
-    errors = logits(params, batch[0]).argmax(-1) != batch[1]
-    return {"loss": loss_fn(params, batch), "error": errors.mean()}
+    """What the search judges: the loss on images that are not trained on; and the share of wrong answers."""
+    return {"loss": loss_fn(params, batch), "error": error(params, batch)}
+
+
+def with_test(params, images):
+    """The same, and on images that the search never saw."""
+    validation, test = images
+    return {
+        **eval_fn(params, validation),
+        "test_loss": loss_fn(params, test),
+        "test_error": error(params, test),
+    }
+
+
+def interval(values):
+    """The mean over seeds, the first axis, and half the width of its interval: Student's, at 95%."""
+    half = scipy.stats.t.ppf(0.975, len(values) - 1) * values.std(axis=0, ddof=1) / len(values) ** 0.5
+    return values.mean(axis=0), half
 
 
 def main():
@@ -83,26 +106,32 @@ def main():
     print(found, end="\n\n")
     found.plot().figure.savefig(OUT / "lr_find.png", dpi=120)
 
-    # What the search judged, on images that it never saw, by the means of five other seeds.
     peaks = found.learning_rate * np.array([0.1, 1.0, 10.0])
     trained = olr.lr_sweep(
-        problem,
+        loss_fn,
         init,
         optax.adam,
         batches,
         learning_rates=peaks,
         schedule=schedule,
-        eval_batch=test,
-        seeds=5,
+        eval_fn=with_test,
+        eval_batch=(validation, test),
+        seeds=SEEDS,
         key=jax.random.key(1),
         stop_factor=1e9,
     )
-    losses, errors = trained.eval_losses[..., -1].mean(0), trained.eval_metrics["error"][..., -1].mean(0)
-    print("one cycle with a peak of          test loss  test error")
-    for name, peak, loss, error in zip(
-        ("a tenth", "the suggestion", "ten times"), peaks, losses, errors, strict=True
-    ):
-        print(f"{name:<18}{peak:>12.3g}{loss:>13.3f}{error:>12.1%}")
+    measured = {"loss": trained.eval_losses, **trained.eval_metrics}
+    names = ("loss", "test_loss", "test_error")
+    columns = [interval(measured[name][..., -1]) for name in names]
+    print(f"What the search judged, and what it never saw: means of {SEEDS} new seeds, 95% intervals")
+    print(f"{'one cycle, with a peak of':<28}{'validation loss':>18}{'test loss':>18}{'test error':>18}")
+    for at, name in enumerate(("a tenth", "the suggestion", "ten times")):
+        validated, tested, wrong = ((mean[at], half[at]) for mean, half in columns)
+        cells = [f"{mean:.3f} +- {half:.3f}" for mean, half in (validated, tested)]
+        cells.append(f"{wrong[0]:.1%} +- {wrong[1]:.1%}")
+        print(f"{name:<16}{peaks[at]:>12.3g}" + "".join(f"{cell:>18}" for cell in cells))
+    means = {name: mean.tolist() for name, (mean, _) in zip(names, columns, strict=True)}
+    (OUT / "digits.json").write_text(json.dumps({"found": found.to_dict(), "peaks": peaks.tolist(), **means}))
 
     curve = olr.lr_sweep(
         problem,

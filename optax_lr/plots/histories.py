@@ -126,7 +126,9 @@ def plot_histories(
         ]
     if handles:
         few = len(shown) == len(runs)
-        legend(panels[-1], above=not few, inside="upper right", handles=handles, title=title if few else None)
+        # Of two columns: one wider than its panel would push the color bar away.
+        form: dict[str, Any] = {"title": title} if few else {"ncols": 2}
+        legend(panels[-1], above=not few, inside="upper right", handles=handles, **form)
     return panels[0]
 
 
