@@ -2,10 +2,11 @@
 PYTHON ?= python3
 VENV := .venv
 ACCELERATORS := .venv-accelerators
+LOWEST := .venv-lowest
 WORKERS ?= 2
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
 
-.PHONY: demo examples test lint bench test-accelerators test-kills clean
+.PHONY: demo examples test lint bench test-accelerators test-kills test-lowest dist test-dist clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/digits.py
@@ -22,6 +23,17 @@ test-kills: $(VENV)/.installed
 
 test-accelerators: $(ACCELERATORS)/.installed
 	$(ACCELERATORS)/bin/python -m pytest tests/accelerators
+
+# A part of the suite under the oldest versions that are allowed; the package is not installed there, but on the path.
+test-lowest: $(LOWEST)/.installed
+	$(LOWEST)/bin/python -m pytest -n $(WORKERS) $(shell cat .ci/lowest_tests.txt)
+
+dist: $(VENV)/.installed
+	rm -rf dist
+	$(VENV)/bin/python -m build --quiet
+
+test-dist: dist
+	$(VENV)/bin/python .ci/try_dist.py
 
 lint: $(VENV)/.installed
 	$(VENV)/bin/ruff check .
@@ -43,5 +55,10 @@ $(VENV)/.installed $(ACCELERATORS)/.installed: %/.installed: pyproject.toml
 	$*/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]'
 	@touch $@
 
+$(LOWEST)/.installed: .ci/lowest.txt
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet -r .ci/lowest.txt
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(ACCELERATORS) .cache out
+	rm -rf $(VENV) $(ACCELERATORS) $(LOWEST) .cache dist out

@@ -6,6 +6,9 @@ from typing import Any
 
 import jax
 
+unregister = getattr(jax.monitoring, "unregister_event_duration_listener", None) or getattr(
+    jax._src.monitoring, "_unregister_event_duration_listener_by_callback", None
+)  # JAX 0.7 has it under the second name alone
 _LOWERED = "/jax/core/compile/jaxpr_to_mlir_module_duration"
 
 
@@ -22,4 +25,4 @@ def count_lowerings() -> Iterator[list[str]]:
     try:
         yield lowered
     finally:
-        jax.monitoring.unregister_event_duration_listener(listen)
+        unregister(listen)

@@ -9,6 +9,7 @@ import optax
 from flax import nnx
 
 import optax_lr as olr
+from optax_lr.nnx.modules import pure
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(12, 8, 3)).astype(np.float32)
@@ -65,7 +66,7 @@ def stateful():
 def variables(model):
     """Every variable and static attribute of a module, keys as numbers."""
     graphdef, state = nnx.split(model)
-    arrays = nnx.to_pure_dict(nnx.as_pure(state))
+    arrays = nnx.to_pure_dict(pure(state))
     return graphdef, jax.tree.map(
         lambda x: np.asarray(
             jax.random.key_data(x) if jnp.issubdtype(x.dtype, jax.dtypes.prng_key) else x
@@ -100,7 +101,7 @@ def own_loop(model, rate, num_steps, *, wrt=nnx.Param):
     """The loop of an NNX user over the batches in order; the model, its optimizer, losses and metrics."""
     model = nnx.clone(model)
     optimizer = nnx.Optimizer(model, ADAM, wrt=wrt)
-    nnx.update(optimizer.opt_state, nnx.state(olr.set_learning_rate(nnx.as_pure(optimizer.opt_state), rate)))
+    nnx.update(optimizer.opt_state, nnx.state(olr.set_learning_rate(pure(optimizer.opt_state), rate)))
     said = [own_step(wrt)(model, optimizer, (INPUTS[t], TARGETS[t])) for t in range(num_steps)]
     worst = [float(metrics["worst"]) for _, metrics in said]
     return model, optimizer, np.array([float(loss) for loss, _ in said]), np.array(worst)
@@ -151,7 +152,7 @@ def train_step(wrt):
 
 def state_bytes(optimizer):
     """What an optimizer keeps of the parameters, counts left out."""
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(nnx.as_pure(optimizer.opt_state)) if leaf.ndim)
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(pure(optimizer.opt_state)) if leaf.ndim)
 
 
 def adapted():

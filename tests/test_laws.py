@@ -10,6 +10,7 @@ from factories import SCHEDULES
 from test_rooms import functions_returning
 
 import optax_lr as olr
+from optax_lr.engine.workers import enable_x64
 
 MAX_STEP = 2**31 - 1
 FAR_STEPS = (1000, 10**6, 2**24 - 3, 2**24, 2**24 + 3, 10**8, MAX_STEP - 1, MAX_STEP)
@@ -59,7 +60,7 @@ def test_results_are_float32_and_never_weak(case):
     for step in (3, np.int64(3), jnp.int32(3), 3.0, jnp.bfloat16(3), jnp.int8(3)):
         value = jnp.asarray(schedule(step))
         assert (value.dtype, value.weak_type, value.shape) == (jnp.float32, False, ())
-    with jax.enable_x64(True):
+    with enable_x64(True):
         assert schedule(3).dtype == jnp.float64
 
 

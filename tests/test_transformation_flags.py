@@ -11,6 +11,7 @@ from test_transformation_laws import at, expected, given
 from transformations import TRANSFORMATIONS
 
 import optax_lr as olr
+from optax_lr.engine.workers import enable_x64
 
 STEPS = 3
 
@@ -27,7 +28,7 @@ def checking_leaks():
 
 
 FLAGS = {
-    "x64": lambda: jax.enable_x64(True),
+    "x64": lambda: enable_x64(True),
     "debug_nans": lambda: jax.debug_nans(True),
     "debug_infs": lambda: jax.debug_infs(True),
     "strict promotion": lambda: jax.numpy_dtype_promotion("strict"),

@@ -97,8 +97,11 @@ def _bind_per_label(eqn: Any, values: list[Any], wanted: list[frozenset[str]]) -
 
 
 def _bind(eqn: Any, values: list[Any]) -> list[Any]:
+    bound = eqn.primitive.get_bind_params(eqn.params)
+    # JAX 0.7 has functions among the parameters apart from them.
+    functions, params = bound if isinstance(bound, tuple) else ((), bound)
     with eqn.ctx.manager:
-        results = eqn.primitive.bind(*values, **eqn.primitive.get_bind_params(eqn.params))
+        results = eqn.primitive.bind(*functions, *values, **params)
     return list(results) if eqn.primitive.multiple_results else [results]
 
 

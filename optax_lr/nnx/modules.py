@@ -14,6 +14,9 @@ from flax import nnx
 from ..finder.problem import Outcome, Problem, does_not_take, problem_of
 from ..types import Array, Metrics, PyTree
 
+# Variables -> their arrays; Flax 0.12.0 has it as `nnx.pure`.
+pure: Callable[[Any], Any] = nnx.as_pure if hasattr(nnx, "as_pure") else nnx.pure
+
 Model = nnx.Module | Callable[[Array], nnx.Module]
 
 
@@ -86,7 +89,7 @@ def unpacked(
         ),
         "params": params if is_module else lambda key: drawn(key)[1],
         "model_state": rest if is_module else lambda key: drawn(key)[2],
-        "opt_state": nnx.as_pure(opt_state.opt_state if isinstance(opt_state, nnx.Optimizer) else opt_state),
+        "opt_state": pure(opt_state.opt_state if isinstance(opt_state, nnx.Optimizer) else opt_state),
         **options,
     }
 
@@ -133,5 +136,5 @@ def split(module: nnx.Module, wrt: Any) -> tuple[Any, PyTree, PyTree]:
     """The graph, the arrays that are trained and all others; what was sown is dropped, as it would pile up."""
     nnx.pop(module, nnx.Intermediate)
     graphdef, *states = nnx.split(module, wrt, ...)
-    params, rest = map(nnx.as_pure, states)
+    params, rest = map(pure, states)
     return graphdef, params, rest

@@ -10,6 +10,7 @@ from .. import learning_rate
 from ..layers import freezing
 from ..layers.labels import Labeler, check_known, leaves_by_path
 from ..types import Array, Label, Labels, ScalarLike
+from .modules import pure
 
 
 def get_learning_rate(optimizer: nnx.Optimizer) -> Array:
@@ -179,7 +180,7 @@ def _state_of(optimizer: nnx.Optimizer) -> optax.OptState:
             f"optimizer must be an nnx.Optimizer, got a {type(optimizer).__name__}; for a state of Optax "
             "there are functions of the same name in optax_lr."
         )
-    return nnx.as_pure(optimizer.opt_state)
+    return pure(optimizer.opt_state)
 
 
 def _put(optimizer: nnx.Optimizer, state: optax.OptState) -> None:

@@ -11,6 +11,7 @@ from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optax_lr as olr
+from optax_lr.nnx.modules import pure
 
 TX = optax.chain(
     optax.trace(0.9), olr.scale_by_learning_rate(0.1), olr.snapshot_at_cycle_ends(olr.Cycles(2, 2), 3)
@@ -121,7 +122,7 @@ def test_of_an_nnx_optimizer_with_sharded_parameters(axis_type, slots):
             arrays = step(arrays)
             trained.append(np.asarray(jax.tree.leaves(arrays[0])[0]))
         _, optimizer = nnx.merge(graph, arrays)
-        state = nnx.as_pure(optimizer.opt_state)
+        state = pure(optimizer.opt_state)
         check_laid_out_as(state[1], [jax.tree.leaves(arrays[0])[0]])
         rows = olr.get_snapshots(state).params["kernel"]
     np.testing.assert_array_equal(rows, [trained[1], trained[3]])

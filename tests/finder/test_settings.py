@@ -12,10 +12,11 @@ from jax.sharding import AxisType
 from searches import BATCHES, PARAMS, SEARCHES, assert_alike, loss_fn, numbers, public_searches
 
 import optax_lr as olr
+from optax_lr.engine.workers import enable_x64
 
 # What a user turns on to be told of mistakes, and the other settings that a trace depends on.
 FLAGS = {
-    "x64": lambda: jax.enable_x64(True),
+    "x64": lambda: enable_x64(True),
     "debug_nans": lambda: jax.debug_nans(True),
     "debug_infs": lambda: jax.debug_infs(True),
     "strict promotion": lambda: jax.numpy_dtype_promotion("strict"),
@@ -73,7 +74,7 @@ def test_a_lane_that_rightly_diverges_raises_no_alarm(flag):
 
 
 def test_float64_parameters_are_trained_in_float64():
-    with jax.enable_x64(True):
+    with enable_x64(True):
         params, batches = jax.tree.map(lambda leaf: leaf.astype(np.float64), (PARAMS, BATCHES))
         seen = []
 

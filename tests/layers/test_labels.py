@@ -14,6 +14,7 @@ from flax import nnx
 from test_transformation_laws import Module
 
 import optax_lr as olr
+from optax_lr.nnx.modules import pure
 
 PARAMS = {
     "embed": {"table": jnp.ones((7, 4))},
@@ -85,7 +86,7 @@ def test_paths_of_every_tree(tree, paths):
 def test_nnx_variables_and_their_arrays_have_one_path():
     state = nnx.state(Layers(), nnx.Param)
     labeler = olr.label_by_depth([r"embed/embedding", r"block/(\d+)/(?:kernel|bias)"])
-    assert jax.tree.leaves(labeler.resolve(state)) == jax.tree.leaves(labeler.resolve(nnx.as_pure(state)))
+    assert jax.tree.leaves(labeler.resolve(state)) == jax.tree.leaves(labeler.resolve(pure(state)))
     assert sorted(jax.tree.leaves(labeler.resolve(state))) == [0, 1, 1, 2, 2]
 
 
@@ -249,7 +250,7 @@ def test_labels_of_a_module_are_those_of_its_state():
     from_module, from_state = labeler.resolve(model), labeler.resolve(state)
     for labels in (from_module, from_state):
         tx = olr.scale_by_label(olr.layer_decay(0.5), labels)
-        updates, _ = tx.update(nnx.as_pure(state), tx.init(state))
+        updates, _ = tx.update(pure(state), tx.init(state))
         np.testing.assert_allclose(updates["embed"]["embedding"], 0.25 * model.embed.embedding[...])
 
 

@@ -69,6 +69,8 @@ LAYERS = {
     ),
     "WeightNorm": lambda r: Net(nnx.WeightNorm(nnx.Linear(6, 4, rngs=r), rngs=r)),
 }
+# Some are newer than Flax 0.12.0.
+LAYERS = {name: build for name, build in LAYERS.items() if hasattr(nnx, name)}
 # They hold other modules, or are what all modules are.
 NO_LAYERS = {"Dict", "List", "Module", "RNNCellBase"}
 

@@ -1,6 +1,7 @@
 """The finders of Flax NNX against plain loops, and what they refuse."""
 
 import functools
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,7 @@ from nnx_modules import (
 )
 
 import optax_lr as olr
+from optax_lr.nnx.modules import pure
 
 with install_import_hook("optax_lr.nnx", "typecheck.check"):
     import optax_lr.nnx
@@ -38,7 +40,7 @@ quiet = functools.partial(olr.nnx.lr_sweep, progress=False)
 
 def test_lr_find_gives_the_curve_of_the_plain_one():
     model = Plain(nnx.Rngs(0))
-    params = nnx.to_pure_dict(nnx.as_pure(nnx.state(model, nnx.Param)))
+    params = nnx.to_pure_dict(pure(nnx.state(model, nnx.Param)))
 
     def plain_loss(params, batch):
         hidden = jnp.tanh(batch[0] @ params["body"]["kernel"] + params["body"]["bias"])
@@ -137,7 +139,8 @@ def test_a_loss_may_take_a_key_and_may_sow():
         return loss_fn(model, batch) + jax.random.uniform(key)
 
     model, options = Plain(nnx.Rngs(0)), {"learning_rates": [1e-30], "num_steps": 3, "with_key": True}
-    with pytest.warns(DeprecationWarning, match="sow"):
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "(?s).*sow", DeprecationWarning)  # of newer versions of Flax
         curve = quiet(loss, model, optax.sgd, BATCHES, eval_batch=VALIDATION, eval_every=1, **options)
     of_seed = jax.random.wrap_key_data(np.random.SeedSequence([0, 0], spawn_key=(0,)).generate_state(2))
     noise = [jax.random.uniform(jax.random.fold_in(of_seed, t)) for t in range(3)]
@@ -154,7 +157,7 @@ def test_a_search_goes_on_in_the_middle_of_an_nnx_run():
     through = own_loop(stateful(), 0.03, 8)[2]
     model, optimizer, *_ = own_loop(stateful(), 0.03, 4)
     later = jax.tree.map(lambda leaf: leaf[4:], BATCHES)
-    for opt_state in (optimizer, optimizer.opt_state, nnx.as_pure(optimizer.opt_state)):
+    for opt_state in (optimizer, optimizer.opt_state, pure(optimizer.opt_state)):
         curve = quiet(loss_fn, model, visible, later, learning_rates=[0.03], num_steps=4, opt_state=opt_state)
         np.testing.assert_allclose(curve.losses[0, 0], through[4:], rtol=0, atol=1e-6)
 

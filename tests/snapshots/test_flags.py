@@ -9,10 +9,11 @@ import optax
 import pytest
 
 import optax_lr as olr
+from optax_lr.engine.workers import enable_x64
 
 FLAGS = {
     "none": contextlib.nullcontext,
-    "x64": lambda: jax.enable_x64(True),
+    "x64": lambda: enable_x64(True),
     "strict dtypes": lambda: jax.numpy_dtype_promotion("strict"),
     "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
     "debug_nans": lambda: jax.debug_nans(True),

@@ -14,6 +14,7 @@ from flax import nnx
 from jax.sharding import PartitionSpec
 
 import optax_lr as olr
+from optax_lr.nnx.modules import pure
 
 STEPS = 40
 NORMAL = np.random.default_rng(9).normal
@@ -254,7 +255,7 @@ def test_of_an_nnx_optimizer():
     for _ in range(4):
         optimizer.update(model, nnx.grad(lambda model: model.w.sum())(model))
     graph = nnx.graphdef(model)
-    found = olr.get_snapshots(nnx.as_pure(optimizer.opt_state))
+    found = olr.get_snapshots(pure(optimizer.opt_state))
 
     def apply(params, x):
         return nnx.merge(graph, params).w[...] * x
