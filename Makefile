@@ -6,13 +6,23 @@ LOWEST := .venv-lowest
 WORKERS ?= 2
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
 
-.PHONY: demo examples test lint bench test-accelerators test-kills test-lowest dist test-dist clean
+.PHONY: demo docs examples test lint bench test-accelerators test-kills test-lowest test-pages dist test-dist clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/digits.py
 
 examples: $(VENV)/.installed
-	for script in examples/*.py; do echo "$$script"; $(VENV)/bin/python $$script || exit 1; done
+	mkdir -p out/examples
+	for script in examples/*.py; do echo "$$script"; kept=out/examples/$$(basename $$script .py).txt; \
+	  $(VENV)/bin/python $$script > $$kept || { cat $$kept; rm $$kept; exit 1; }; cat $$kept; done
+
+# The pages run their blocks, and show what examples printed: those that `make examples` has run are not run again.
+docs: $(VENV)/.installed
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
+
+# Needs Chromium and its driver. On Debian: apt-get install chromium chromium-driver
+test-pages: docs
+	$(VENV)/bin/python -m pytest tests/pages
 
 test: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest -n $(WORKERS)
@@ -44,7 +54,7 @@ bench: $(VENV)/.installed
 	$(VENV)/bin/python -m pip install --quiet '.[bench]'
 	for script in benchmarks/*.py; do $(VENV)/bin/python $$script || exit 1; done
 
-$(VENV)/.installed: EXTRAS := flax,plots,examples,dev
+$(VENV)/.installed: EXTRAS := flax,plots,examples,dev,docs
 $(ACCELERATORS)/.installed: EXTRAS := accelerators,dev
 $(VENV)/.installed $(ACCELERATORS)/.installed: %/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -61,4 +71,4 @@ $(LOWEST)/.installed: .ci/lowest.txt
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(ACCELERATORS) $(LOWEST) .cache dist out
+	rm -rf $(VENV) $(ACCELERATORS) $(LOWEST) .cache dist out site

@@ -1,5 +1,6 @@
 """The scripts in benchmarks/ run, and each way that they compare trains the same runs (asserted by the scripts)."""
 
+import json
 import pathlib
 import re
 import subprocess
@@ -48,3 +49,25 @@ def test_compare_prints_both_winners_and_the_price() -> None:
     assert {grid, again, found} <= {line.split("  ")[0] for line in printed.splitlines()}
     assert (verdict == "same") == (grid == found)
     assert int(share) < 33
+
+
+def test_schedules_resumes_and_prints_both_tables(tmp_path) -> None:
+    path = tmp_path / "schedules.json"
+    small = ["--optimizers", "adam", "--steps", "140", "--seeds", "2", "--file", str(path)]
+    printed = run("benchmarks/schedules.py", "--problems", "diabetes, linear", *small)
+    assert printed.count("diabetes, linear, adam") == 2 and "| inverse square root |" in printed
+    stored = path.read_bytes()
+    again = run("benchmarks/schedules.py", "--problems", "diabetes, linear", *small)
+    assert path.read_bytes() == stored and again.count("diabetes, linear, adam") == 1
+
+
+def test_accelerators_runs_in_short_and_stores_what_it_found(tmp_path) -> None:
+    printed = run("benchmarks/accelerators.py", "--short", "--folder", str(tmp_path))
+    (path,) = tmp_path.glob("*.json")
+    found = json.loads(path.read_text())
+    assert found["short"] and found["card"] in printed and path.name in printed
+    for row in found["searches"].values():
+        assert {"olr", "vmap of a scan", "one step, looped"} <= set(row["lane_steps_per_second"])
+        assert all(rate > 0 for rate in row["lane_steps_per_second"].values()) and row["chunks"]["auto"] >= 1
+    ratios = found["updates"]["over_adamw"]
+    assert ratios["AdamW"] == 1 and {"24 labels", "24 schedules", "local gains, momentum"} <= set(ratios)

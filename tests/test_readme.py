@@ -1,8 +1,10 @@
 """Every Python block of the README runs as it stands, each in a namespace of its own."""
 
+import json
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
 import optax_lr as olr
@@ -16,6 +18,25 @@ def test_block_runs(block, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(block, str(README), "exec"), {"__name__": "__main__"})
     assert block.strip()
+
+
+def test_the_figures_are_those_that_the_demo_stored():
+    """`make demo` writes out/digits.json; docs/digits.json is a copy of it."""
+    stored = json.loads((README.parent / "docs" / "digits.json").read_text())
+    words = ("a tenth", "the suggestion", "ten times")
+    numbers = zip(words, stored["peaks"], stored["loss"], stored["test_error"], strict=True)
+    rows = [f"| {word}, {peak:.3g} | {loss:.3f} | {wrong:.1%} |" for word, peak, loss, wrong in numbers]
+    text = README.read_text()
+    assert [row for row in rows if row not in text] == []
+    # No other figure stands in the words: a version of Python is none.
+    words_alone = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|Python 3\.11", "", text, flags=re.S)
+    elsewhere = [figure for figure in re.findall(r"\d+\.\d+%?", words_alone) if figure not in " ".join(rows)]
+    assert elsewhere == [] and np.argmin(stored["loss"]) == np.argmin(stored["test_error"]) == 1
+    assert stored["peaks"][1] == stored["found"]["learning_rate"]
+
+
+def test_length():
+    assert len(README.read_text().splitlines()) <= 150
 
 
 PAGES = [README, *sorted((README.parent / "docs").glob("*.md"))]
