@@ -58,19 +58,20 @@ def main():
         "hidden": jax.random.normal(keys[0], (64, HIDDEN)) / 8,
         "output": jax.random.normal(keys[1], (HIDDEN, 10)) / 8,
     }
-    histories = {}
+    histories, shares = {}, {}
     print(f"|update| / |gradient|, medians over {', '.join(SPANS)} of {STEPS}")
     for name, optimizer in OPTIMIZERS.items():
         rates, losses = jax.jit(train, static_argnums=0)(optimizer, params, batches)
         histories[name] = jax.tree.map(np.asarray, rates)
         first, last = (np.median(histories[name].update_to_gradient["all"][span]) for span in SPANS.values())
-        loss = np.mean(losses[-200:])
+        loss, shares[name] = np.mean(losses[-200:]), last / first
         print(f"  {name:<9} {first:8.3g} {last:8.3g}, {last / first:5.2f} times; loss at the end {loss:.2f}")
     figure, axes = plt.subplots(1, 2, figsize=(13, 4.6), layout="constrained")
     plots.plot_effective_rates(histories, ax=axes[0]).get_legend().remove()
     plots.plot_effective_rates(histories, "update_to_weight", ax=axes[1])
     figure.savefig(OUT / "effective_rates.png", dpi=120)
     print("Picture: out/effective_rates.png")
+    return shares
 
 
 if __name__ == "__main__":

@@ -3,17 +3,32 @@ own documentation strings. At each width that rate and two smaller ones are trai
 multipliers of the width.
 """
 
+import importlib
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from characters import CONTEXT, VALID, batch_at
 from flax import nnx
 
 import optax_lr as olr
 
-BASE, WIDTHS, STEPS = 32, (64, 256), 60
+CONTEXT, BASE, WIDTHS, STEPS = 32, 32, (64, 256), 60
+MODULES = "argparse collections datetime decimal difflib inspect logging pathlib statistics threading".split()
+_items = [item for name in MODULES for item in vars(importlib.import_module(name)).values()]
+_docs = dict.fromkeys(inspect.getdoc(item) or "" for item in _items)  # each once
+TEXT = np.frombuffer("\n".join(_docs).encode("ascii", "replace"), np.uint8).astype(np.int32)
+TRAIN, VALID = np.split(TEXT, [len(TEXT) * 9 // 10])
 SHARES = np.array([1 / 16, 1 / 4, 1])
+
+
+def batch_at(step, text=TRAIN, size=8):
+    """What a step sees, whenever it is asked: windows one character longer than the context."""
+    starts = np.random.default_rng(step).integers(len(text) - CONTEXT, size=size)
+    return text[starts[:, None] + np.arange(CONTEXT + 1)]
+
+
 BATCHES = np.stack([batch_at(step) for step in range(STEPS)])
 VALIDATION = batch_at(0, VALID, 64)
 
