@@ -92,7 +92,9 @@ def scale_by_local_gains(
     leaves: velocity <- momentum * velocity + gain * g, or with Nesterov momentum * velocity + gain * g once
     more. A zero gradient leaves its gain as it is, now and at the next step.
 
-    Gains act along the parameters' own axes: a valley that is turned by 45 degrees stays as slow as it was.
+    Gains act along the parameters' own axes: a valley that is turned by 45 degrees stays as slow as it was. They
+    are for full batches, or large mini-batches: of noisy gradients the signs say little.
+
     The bounds and factors may differ from step to step (`optax.inject_hyperparams`). State, for each
     parameter: one float32 and one int8 without momentum, two float32 with it. A non-finite gradient is passed
     on and leaves all of the state as it was. A velocity beyond float32 stays at its largest number.
@@ -231,7 +233,9 @@ def scale_by_delta_bar_delta(
             clip(gain * decrease, min_gain, max_gain)   where g * average < 0,    update = gain * g
     then average <- average_decay * average + (1 - average_decay) * g, from 0.
 
-    Gains act along the parameters' own axes: a valley that is turned by 45 degrees stays as slow as it was.
+    Gains act along the parameters' own axes: a valley that is turned by 45 degrees stays as slow as it was. They
+    are for full batches, or large mini-batches: of noisy gradients the signs say little.
+
     State: two float32 for each parameter; a non-finite gradient is passed on and leaves all of it as it was.
 
     Args:

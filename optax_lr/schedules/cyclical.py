@@ -83,7 +83,8 @@ def cyclical_momentum_schedule(
     """The momentum (or Adam's b1) beside `cyclical_schedule`: low where the rate is high.
 
     value(t) = max_value - (max_value - min_value) * h * s, with h and s as for the rate. `optax.sgd(momentum=...)`
-    takes no schedule: see `one_cycle_momentum_schedule` for the line that injects it.
+    takes no schedule: see `one_cycle_momentum_schedule` for the line that injects it. Momentum moves the best rate
+    (a steady gradient moves a parameter by 1 / (1 - momentum) as much): find the peak with both schedules in place.
 
     Args:
       min_value: the momentum at the first peak of the rate, in [0, 1).

@@ -72,6 +72,9 @@ def one_cycle_momentum_schedule(
     From `max_value` down to `min_value` until step pN - 1, up again until N - 1 (with `three_phase` until
     2pN - 2), then held. `optax.sgd(momentum=...)` takes no schedule: inject it, as below.
 
+    Momentum moves the best rate: a steady gradient moves a parameter by 1 / (1 - momentum) as much, so a rate found
+    at one momentum is not the best at another. Find the peak of the rate with the momentum schedule in place.
+
     Args:
       transition_steps: how many steps the run has, as for the rate.
       min_value: the momentum at the peak of the rate, in [0, 1).
