@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .. import checks
 from .curve import LRCurve
 
 TOLERANCE = 0.01
@@ -87,7 +88,7 @@ def untrained_loss(curve: LRCurve, reference: float | None = None) -> Untrained:
     that of single batches, read off the differences of successive losses.
     """
     if reference is not None:
-        return Untrained(float(reference), 0.0)
+        return Untrained(checks.concrete("reference", reference), 0.0)
     seeds, _, steps = curve.losses.shape
     if curve.reference is not None:
         spread = float(np.std(curve.reference)) / np.sqrt(max(seeds - 1, 1))

@@ -82,5 +82,7 @@ def _largest(times: Callable[[np.ndarray], np.ndarray], size: int, tolerance: fl
     if size == 1:
         return float(times(np.ones(1))[0])
     start = np.random.default_rng(0).normal(size=size)
+    if not times(start).any():
+        return 0.0  # The Hessian is zero: no product with a random vector vanishes otherwise.
     operator = LinearOperator((size, size), matvec=times, dtype=np.float64)
     return float(eigsh(operator, k=1, which="LA", tol=tolerance, v0=start, return_eigenvectors=False)[0])

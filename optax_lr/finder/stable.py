@@ -22,7 +22,7 @@ def largest_stable(curve: LRCurve, *, reference: float | None = None) -> Suggest
       reference: the untrained loss; by default the curve's own, else what its smallest rate began with.
 
     Raises:
-      ValueError: the smallest rate diverged, or no rate learned.
+      ValueError: the smallest rate diverged, no rate learned, or the reference is no finite number.
     """
     refuse_more_axes(curve)
     if not curve.stable[0]:

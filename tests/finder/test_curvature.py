@@ -35,6 +35,11 @@ def test_a_single_parameter_has_its_second_derivative():
     assert olr.top_curvature(lambda w, c: c * w**2, jnp.float32(5.0), 3.0) == pytest.approx(6.0)
 
 
+@pytest.mark.parametrize("loss_fn", [lambda w, _: jnp.sum(w), lambda w, _: 0.0 * jnp.sum(w**2)])
+def test_a_loss_without_curvature_has_none(loss_fn):
+    assert olr.top_curvature(loss_fn, jnp.ones(3), None) == 0.0
+
+
 def test_descent_converges_below_the_edge_and_diverges_above():
     matrix = jnp.asarray(TURN @ np.diag(np.geomspace(0.1, 8.0, 30)) @ TURN.T, jnp.float32)
     edge = 2 / olr.top_curvature(quadratic, START, matrix)

@@ -314,6 +314,8 @@ def test_stable_means_learned():
     for rule in (suggest.largest_stable, suggest.halve_until_stable):
         with pytest.raises(ValueError, match="No rate learned"):
             rule(runs_of([2.6] * 8, start=2.6))
+        with pytest.raises(ValueError, match="reference must be a finite number"):
+            rule(curve, reference=float("nan"))
         assert "largest_stable" not in suggest.classic(runs_of([2.6] * 8, start=2.6))
 
 
