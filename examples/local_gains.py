@@ -18,7 +18,7 @@ from sklearn.model_selection import train_test_split
 import optax_lr as olr
 
 STEPS, SEEDS, HIDDEN = 150, 5, 32
-RATES = np.geomspace(0.01, 3.0, 12)
+RATES = np.geomspace(0.1, 3.0, 8)
 OPTIMIZERS = {"momentum": lambda rate: optax.sgd(rate, 0.9), "local gains": olr.local_gains}
 OUT = pathlib.Path("out")
 

@@ -104,7 +104,7 @@ def train(directory, peak, steps=STEPS):
 def main(directory):
     batches = np.stack([batch_at(step) for step in range(STEPS)])
     run = {"batches": batches, "schedule": schedule, "eval_batch": VALIDATION}
-    search = {"horizon": STEPS, "seeds": 2, "checkpoint": directory / "search"}
+    search = {"horizon": STEPS, "seeds": 1, "checkpoint": directory / "search"}
     found = olr.nnx.lr_find(loss_fn, Transformer(nnx.Rngs(0)), adam, **search, **run)
     print(found, end="\n\n")
     model, _ = train(directory / "run", found.learning_rate)
