@@ -14,7 +14,7 @@ from flax import nnx
 
 import optax_lr as olr
 
-CONTEXT, BASE, WIDTHS, STEPS = 32, 32, (64, 256), 60
+CONTEXT, BASE, WIDTHS, STEPS = 32, 32, (64, 256), 40
 MODULES = "argparse collections datetime decimal difflib inspect logging pathlib statistics threading".split()
 _items = [item for name in MODULES for item in vars(importlib.import_module(name)).values()]
 _docs = dict.fromkeys(inspect.getdoc(item) or "" for item in _items)  # each once
