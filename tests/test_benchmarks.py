@@ -71,3 +71,12 @@ def test_accelerators_runs_in_short_and_stores_what_it_found(tmp_path) -> None:
         assert all(rate > 0 for rate in row["lane_steps_per_second"].values()) and row["chunks"]["auto"] >= 1
     ratios = found["updates"]["over_adamw"]
     assert ratios["AdamW"] == 1 and {"24 labels", "24 schedules", "local gains, momentum"} <= set(ratios)
+
+
+def test_rules_measures_again_what_it_stored() -> None:
+    printed = run("benchmarks/rules.py", *"--print --only blows_up saddles".split())
+    figures = dict(re.findall(r"^(\w+), \d+ s: (\{.*\})$", printed, re.M))
+    stored = json.loads((ROOT / "benchmarks" / "rules.json").read_text())
+    assert {name: json.loads(each) for name, each in figures.items()} == {
+        name: stored[name] for name in ("blows_up", "saddles")
+    }

@@ -1,8 +1,10 @@
 """Every Python block of the README runs as it stands, each in a namespace of its own."""
 
+import importlib.util
 import json
 import pathlib
 import re
+import warnings
 
 import numpy as np
 import pytest
@@ -62,3 +64,29 @@ def reached(place, path):
     for name in path.split("."):
         place = getattr(place, name, None)
     return place is not None
+
+
+RULES = README.parent / "docs" / "rules.md"
+
+
+def test_the_page_of_rules_has_the_stored_figures():
+    benchmarks = README.parent / "benchmarks"
+    spec = importlib.util.spec_from_file_location("rules", benchmarks / "rules.py")
+    rules = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rules)
+    template, stored = rules.TEMPLATE.read_text(), json.loads(rules.STORED.read_text())
+    shown = set(re.findall(r"\{(\w+)\.\w+(?::[^{}]*)?\}", template))
+    assert shown == set(stored) and len(shown) > 20
+    assert RULES.read_text() == rules.page(template, stored)
+
+
+def test_the_lines_of_the_rules_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", RULES.read_text(), re.S)
+    short = blocks[0].replace("steps = 600", "steps = 48").replace("(0.01, 3.0, 9)", "(0.03, 1.0, 3)")
+    assert short.count("steps = 48") == 1 and len(blocks) > 25
+    names = {"__name__": "__main__"}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of runs that are too short to learn
+        for block in [short, *blocks[1:]]:
+            exec(compile(block, str(RULES), "exec"), names)
