@@ -222,6 +222,8 @@ def listed(items: Iterable[Any], *, most: int = 10) -> str:
 def close_match(item: Any, known: Iterable[Any]) -> str:
     """What was probably meant by an item that is not among the known ones, else what there is."""
     by_name = {str(other): other for other in known}
+    if not by_name:
+        return "there is none."
     close = difflib.get_close_matches(str(item), by_name, n=1)
     return f"did you mean {by_name[close[0]]!r}?" if close else f"there is {listed(by_name.values())}."
 

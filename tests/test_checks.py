@@ -56,3 +56,8 @@ def test_not_below_names_both(checks):
     with pytest.raises(ValueError, match=r"^peak_value must be at least base_value=0.2, got 0.1\.$"):
         checks.not_below("peak_value", 0.1, "base_value", 0.2)
     assert checks.not_below("peak_value", 0.2, "base_value", 0.2) is None
+
+
+def test_a_name_among_none_is_told_that_there_is_none(checks):
+    assert checks.close_match("error", []) == "there is none."
+    assert checks.close_match("eror", ["error", "loss"]) == "did you mean 'error'?"

@@ -51,8 +51,8 @@ def regimes(curve: LRCurve) -> Regimes:
 
     Of separate runs, those around the best are good whose loss is above the lowest by no more than the noise of the
     seeds (a t-test at 95%), or by a tenth of what the best fell from the untrained loss; between two lanes losses
-    lie on a line. Of a ramp, the good rates are those between `cyclical_bounds`. The others up to the smallest and
-    the largest rate of the curve are too low and too high.
+    lie on a line. Of a ramp, the good rates are those between `cyclical_bounds`, or up to the largest rate if the
+    loss had not risen by then. The others down to the smallest and up to the largest are too low and too high.
 
     Raises:
       ValueError: every rate diverged, or the curve has other hyperparameters that vary.
@@ -68,7 +68,7 @@ def regimes(curve: LRCurve) -> Regimes:
     """
     losses, rates = final_losses(curve), curve.learning_rates
     try:
-        good = cyclical_bounds(curve) if curve.losses.shape[-1] == 1 else _good(curve, losses)
+        good = _good_of_ramp(curve, losses) if curve.losses.shape[-1] == 1 else _good(curve, losses)
     except ValueError:
         return Regimes(
             None, None, None, (f"No rate from {rates[0]:.3g} to {rates[-1]:.3g} was seen to learn.",)
@@ -81,6 +81,14 @@ def regimes(curve: LRCurve) -> Regimes:
     if high is None:
         unseen.append("No rate was seen that is too high: the largest is good.")
     return Regimes(low, good, high, tuple(unseen))
+
+
+def _good_of_ramp(curve: LRCurve, losses: np.ndarray) -> Span:
+    base, peak = cyclical_bounds(curve)
+    means = losses.mean(axis=0)
+    rise, fall = means[-1] - np.nanmin(means), untrained_loss(curve).value - np.nanmin(means)
+    risen = not curve.stable[-1] or rise > SHARP * fall
+    return base, peak if risen else float(curve.learning_rates[-1])
 
 
 def _good(curve: LRCurve, losses: np.ndarray) -> Span:

@@ -335,6 +335,10 @@ def test_regimes_are_spans_and_say_what_was_not_seen():
     spans = suggest.regimes(ramp)
     assert spans.good == suggest.cyclical_bounds(ramp)
     assert spans.low[0] < spans.low[1] == spans.good[0] < spans.good[1] == spans.high[0] < spans.high[1]
+    # A ramp that still falls at its end has seen no rate that is too high.
+    falling = suggest.regimes(ramp_of(2 - np.maximum(x - 0.4, 0), noise=0.01))
+    assert falling.high is None and "too high" in falling.unseen[0]
+    assert falling.good[1] > 0.99 and falling.low[1] == falling.good[0]
 
 
 def test_the_next_rate_is_half_way_into_the_wider_gap_beside_the_best():
