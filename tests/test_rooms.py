@@ -31,7 +31,7 @@ ROOMS = {
     "effective": "",
     "in_force": "",
     "snapshots": "transformation ensemble",
-    "carry": "",
+    "carry": "leaves counts numbers carrying",
     "engine": (
         "results runs unchanged layout task batches lengths program programs choose checkpoints progress "
         "arrays jobs workers session engine sweep"

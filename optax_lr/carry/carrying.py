@@ -3,26 +3,19 @@
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
-from . import checks
-from .learning_rate import ScaleByLearningRateState, get_learning_rates, is_holder, is_set
-from .snapshots.transformation import SnapshotAtCycleEndsState
-from .types import PyTree
-
-_RATE, _LATE = "ScaleByLearningRateState", "UnfreezeAtState"
-# What code says, and a state only repeats: kinds of state and their fields.
-_CODE = {("ZeroUntilState", "starts"), ("InjectStatefulHyperparamsState", "hyperparams")}
-_CLOCKS = ("count", "gradient_step")
-# Kinds of state whose `count` is of something else than updates.
-_OTHER_COUNTS = {"PlateauState", "ReduceLROnPlateauState"}
-# Kinds of state whose numbers are by label or for all, and belong to no parameter whatever they are called.
-_WITHOUT_MOMENTS = {_RATE, _LATE, "ScaleByLabelState", *(kind for kind, _ in _CODE)}
+from .. import checks
+from ..learning_rate import ScaleByLearningRateState, is_set
+from ..snapshots.transformation import SnapshotAtCycleEndsState
+from .counts import check_counts, late_counters
+from .leaves import CODE, LATE, RATE, SCALE, Leaf, by_node, kinds, like, located, shown
+from .numbers import changed_numbers, with_rates
 
 
 @dataclass(frozen=True)
@@ -48,20 +41,6 @@ class CarriedState:
         return "\n".join(f"{part:<10}  {line}" for part in parts for line in getattr(self, part))
 
 
-class _Leaf(NamedTuple):
-    """An array of a state: in which node of which kind, and under which name there."""
-
-    node: tuple[str, ...]
-    kind: str
-    name: tuple[str, ...]
-    value: Any
-    is_moment: bool  # whether it belongs to one parameter
-
-    @property
-    def field(self) -> str:
-        return self.name[0]
-
-
 def carry_state(
     old_state: optax.OptState, optimizer: optax.GradientTransformation, params: optax.Params
 ) -> CarriedState:
@@ -74,8 +53,11 @@ def carry_state(
     What fits is found by the kind of state, the field and the path of the parameter, in whatever chain, partition
     or wrapper it is. A count that the old state lacks, of a new schedule, starts at the run's step. Moments of
     a parameter that the old state lacks start at zero; if none of an optimizer's fit, so does their count. With
-    fewer slots the newest snapshots stay. Non-finite values are carried as they are. No state holds schedules or
-    multipliers, so the table cannot name their changes.
+    fewer slots the newest snapshots stay. Non-finite values are carried as they are.
+
+    No state holds a schedule, but visible rates and multipliers are recorded: the table names each that would
+    have been another in the last update by the new code. (Not inside `MultiSteps`.) A label with a start has a
+    count of its own, for its bias corrections; so a late label that has no start in the optimizer is refused.
 
     Args:
       old_state: the state of the optimizer as it was, for instance from a checkpoint: arrays of NumPy or JAX.
@@ -86,7 +68,8 @@ def carry_state(
       A `CarriedState`.
 
     Raises:
-      ValueError: nothing in `old_state` fits, it was restored as plain dicts, or it is traced.
+      ValueError: nothing in `old_state` fits, it was restored as plain dicts, or it is traced; moments that have
+        counts of their own (of a late label, of a group) would come under one count.
 
     >>> from optax_lr import get_learning_rate, visible
     >>> params = {"w": jnp.ones(2)}
@@ -105,14 +88,13 @@ def carry_state(
     if any(map(checks.is_traced, jax.tree.leaves((old_state, params)))):
         raise ValueError("carry_state must be called outside jit: it looks at the numbers.")
     fresh = optimizer.init(params)
-    old, new = list(_located(_fitted_slots(old_state, fresh), params)), list(_located(fresh, params))
-    step = max((leaf.value for leaf in old if _is_clock(leaf)), key=np.max, default=None)
-    carried = _Carried(_sources(old, new), step)
+    old, new = list(located(_fitted_slots(old_state, fresh), params)), list(located(fresh, params))
+    carried = _Carried(old, new)
     values = [carried.value_of(leaf, new) for leaf in new]
-    taken = {id(leaf.value) for each in carried.found.values() for leaf in each.values()}
+    taken = {id(leaf.value) for each in carried.found.values() for leaf in each.values()} | carried.taken
     report = carried.report
     for leaf in old:
-        if id(leaf.value) not in taken and not _is_clock(leaf) and (leaf.kind, leaf.field) not in _CODE:
+        if id(leaf.value) not in taken and not leaf.is_clock and (leaf.kind, leaf.field) not in CODE:
             report["dropped"][leaf.node, leaf.kind].append(leaf.field)
     if old and not any(leaf.kind for leaf in old):
         raise ValueError(
@@ -121,92 +103,122 @@ def carry_state(
         )
     if new and not report["kept"]:
         raise ValueError(
-            f"old_state must fit at least a part of the optimizer's state, which has {_kinds(new)}, and has "
-            f"{_kinds(old)}."
+            f"old_state must fit at least a part of the optimizer's state, which has {kinds(new)}, and has "
+            f"{kinds(old)}."
         )
+    check_counts(old, new, carried.found)
     state = jax.tree.unflatten(jax.tree.structure(fresh), values)
+    at = {leaf.place: leaf for leaf in new}
+    for place, line in changed_numbers(state, carried.recorded, optimizer, params):
+        report["overridden"][at[place].node, at[place].kind].append(line)
     lines = {part: tuple(_lines(fields)) for part, fields in report.items()}
-    return CarriedState(_with_rates(state, carried.without_rate, optimizer, params), **lines)
+    return CarriedState(with_rates(state, carried.without_rate, optimizer, params), **lines)
 
 
 class _Carried:
     """The values of the new state, leaf by leaf, and what became of each."""
 
-    def __init__(self, found: dict[tuple[str, ...], dict[tuple[str, ...], _Leaf]], step: Any) -> None:
-        self.found, self.step = found, step
+    def __init__(self, old: list[Leaf], new: list[Leaf]) -> None:
+        self.found, self.late_before = _sources(old, new), late_counters(old)
+        self.step = max((leaf.value for leaf in old if leaf.is_clock), key=np.max, default=None)
         self.values: dict[tuple[str, ...], Any] = {}
         self.without_rate: list[str] = []
+        self.taken: set[int] = set()  # counters of labels that go on
+        self.recorded: dict[tuple[str, ...], str] = {}  # numbers of the last update, by place
         self.report: dict[str, dict[Any, list[str]]] = {
             part: defaultdict(list) for part in ("kept", "reset", "overridden", "dropped")
         }
 
-    def value_of(self, leaf: _Leaf, new: list[_Leaf]) -> Any:
+    def value_of(self, leaf: Leaf, new: list[Leaf]) -> Any:
         part, line, value = self._chosen(leaf, new)
         self.report[part][leaf.node, leaf.kind].append(line)
-        self.values[(*leaf.node, *leaf.name)] = value
+        self.values[leaf.place] = value
         return value
 
-    def _chosen(self, leaf: _Leaf, new: list[_Leaf]) -> tuple[str, str, Any]:
+    def _chosen(self, leaf: Leaf, new: list[Leaf]) -> tuple[str, str, Any]:
         found = self.found[leaf.node]
         source = found.get(leaf.name)
-        if (leaf.kind, leaf.field) in _CODE and not (source is not None and self._is_scheduled(leaf, new)):
+        if (leaf.kind, leaf.field) in CODE and not (source is not None and self._is_scheduled(leaf, new)):
             return self._code(leaf, source)
-        if leaf.kind == _RATE and leaf.field != "count" and source is not None:
+        if leaf.kind == RATE and leaf.field != "count" and source is not None:
             return self._rate(leaf, found)
-        if source is not None:
-            return "kept", leaf.field, _like(source.value, leaf.value)
-        if leaf.kind == _LATE and leaf.field == "late":
+        if leaf.kind == LATE and leaf.field == "late":
             return self._late(leaf, new)
-        if _is_clock(leaf) and self.step is not None and not _beside_moments(leaf, new):
-            return "kept", f"{leaf.field} is the run's step {_shown(self.step)}", _like(self.step, leaf.value)
-        if leaf.kind == _RATE and leaf.field == "learning_rate":
+        if source is not None:
+            if leaf.kind == SCALE and leaf.field == "last_multipliers":
+                self._record(leaf, source, f"the multiplier of {leaf.name[1]!r}")
+            return "kept", leaf.field, like(source.value, leaf.value)
+        if leaf.is_clock and self.step is not None and not _beside_moments(leaf, new):
+            return "kept", f"{leaf.field} is the run's step {shown(self.step)}", like(self.step, leaf.value)
+        if leaf.kind == RATE and leaf.field == "learning_rate":
             self.without_rate.append("/".join(leaf.node))
         return "reset", leaf.field, leaf.value
 
-    def _is_scheduled(self, leaf: _Leaf, new: list[_Leaf]) -> bool:
+    def _is_scheduled(self, leaf: Leaf, new: list[Leaf]) -> bool:
         """Whether an injected number follows a schedule: then the state's is the one of the last update."""
         schedule = (*leaf.node, "hyperparams_states", *leaf.name[1:])
         return leaf.field == "hyperparams" and any(each.node[: len(schedule)] == schedule for each in new)
 
-    def _code(self, leaf: _Leaf, source: _Leaf | None) -> tuple[str, str, Any]:
+    def _code(self, leaf: Leaf, source: Leaf | None) -> tuple[str, str, Any]:
         if leaf.name[1:] == ("learning_rate",):
             self.without_rate.append("/".join(leaf.node))
         if source is None or np.array_equal(source.value, leaf.value):
             return "reset" if source is None else "kept", leaf.field, leaf.value
         name = "/".join(leaf.name)
-        return "overridden", f"{name} is {_shown(leaf.value)}, was {_shown(source.value)}", leaf.value
+        return "overridden", f"{name} is {shown(leaf.value)}, was {shown(source.value)}", leaf.value
 
-    def _rate(self, leaf: _Leaf, found: dict[tuple[str, ...], _Leaf]) -> tuple[str, str, Any]:
+    def _rate(self, leaf: Leaf, found: dict[tuple[str, ...], Leaf]) -> tuple[str, str, Any]:
         """The rate of the last update, in both fields: so none is set."""
         old = ScaleByLearningRateState(*(found[name,].value for name in ScaleByLearningRateState._fields))
-        value = _like(old.learning_rate, leaf.value)
+        value = like(old.learning_rate, leaf.value)
         if leaf.field == "learning_rate" and np.any(is_set(old)):
-            line = f"the rate {_shown(old.learning_rate)} was set by hand, and is again what the code says"
+            line = f"the rate {shown(old.learning_rate)} was set by hand, and is again what the code says"
             return "overridden", line, value
+        if leaf.field == "learning_rate":
+            self._record(leaf, found[leaf.name], "the rate")
         return "kept", leaf.field, value
 
-    def _late(self, leaf: _Leaf, new: list[_Leaf]) -> tuple[str, str, Any]:
-        """A label's own counter that the old state lacks: the optimizer's, or 0 if the label is yet to begin."""
+    def _record(self, leaf: Leaf, source: Leaf, what: str) -> None:
+        if (
+            jnp.result_type(source.value).itemsize >= 4
+        ):  # a number that was cast to half precision is not exact
+            self.recorded[leaf.place] = what
+
+    def _late(self, leaf: Leaf, new: list[Leaf]) -> tuple[str, str, Any]:
+        """A label's own counter: the one that it had in the old state, wherever the moments were.
+
+        Where it had none: a schedule's is the steps since the start that the code says; a count of moments is the
+        optimizer's, or 0 if the label is yet to begin.
+        """
         inner = (*leaf.node, "inner")
-        begun = self.step is None or np.any(
-            self.values[(*leaf.node, "clock", "starts", leaf.name[1])] < self.step
-        )
+        start = self.values[(*leaf.node, "clock", "starts", leaf.name[1])]
+        place = (*inner, *leaf.name[2].split("/"))
+        counter = next(each for each in new if each.place == place)
+        taken = self.found[counter.node].get(counter.name)
+        if taken is not None and leaf.name[1] in self.late_before[taken.place]:
+            own = self.late_before[taken.place][leaf.name[1]]
+            self.taken.add(id(own))
+            return "kept", leaf.field, like(own, leaf.value)
+        if counter.is_clock and self.step is not None and not _beside_moments(counter, new):
+            since = np.maximum(np.asarray(self.step) - np.asarray(start), 0)
+            return "kept", f"{leaf.field} of {leaf.name[1]!r} is {shown(since)}", like(since, leaf.value)
+        begun = self.step is None or np.any(start < self.step)
         moments = [each for each in new if each.node[: len(inner)] == inner and each.is_moment]
         all_kept = all(each.name in self.found[each.node] for each in moments)
         if begun or all_kept:
-            return "kept", leaf.field, _like(self.values[(*inner, *leaf.name[2].split("/"))], leaf.value)
+            return "kept", leaf.field, like(self.values[place], leaf.value)
         return "reset", leaf.field, leaf.value
 
 
-def _sources(old: list[_Leaf], new: list[_Leaf]) -> dict[tuple[str, ...], dict[tuple[str, ...], _Leaf]]:
+def _sources(old: list[Leaf], new: list[Leaf]) -> dict[tuple[str, ...], dict[tuple[str, ...], Leaf]]:
     """For each node of the new state, the old leaf for each name in it, where one fits."""
-    before, after = _by_node(old), _by_node(new)
+    before, after = by_node(old), by_node(new)
     return {node: _source(leaves, before, after) for node, leaves in after.items()}
 
 
 def _source(
-    leaves: list[_Leaf], old: dict[tuple[str, ...], list[_Leaf]], new: dict[tuple[str, ...], list[_Leaf]]
-) -> dict[tuple[str, ...], _Leaf]:
+    leaves: list[Leaf], old: dict[tuple[str, ...], list[Leaf]], new: dict[tuple[str, ...], list[Leaf]]
+) -> dict[tuple[str, ...], Leaf]:
     node, kind = leaves[0].node, leaves[0].kind
     alike = [each for each in old.values() if each[0].kind == kind]
     peers = [each for each in new.values() if each[0].kind == kind]
@@ -229,70 +241,6 @@ def _source(
     if not moments and any(leaf.is_moment for leaf in leaves):
         return {}
     return {**fits[ranked[0]], **moments}
-
-
-def _located(tree: PyTree, params: optax.Params) -> Iterator[_Leaf]:
-    """The leaves of a state, each with the innermost state that it is in; NamedTuples of parameters are none."""
-    of_params = {type(node).__name__ for node in _named_tuples(params)}
-    shapes = {_names(keys): np.shape(leaf) for keys, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    for keys, value in jax.tree_util.tree_leaves_with_path(tree):
-        names = _names(keys)
-        here, kind, start = tree, "", 0
-        for depth, key in enumerate(keys):
-            if hasattr(here, "_fields") and type(here).__name__ not in of_params:
-                kind, start = type(here).__name__, depth
-            here = _child(here, key)
-        name = names[start:] or ("",)
-        of_parameter = any(name[at:] in shapes for at in range(1, len(name))) or shapes.get(()) == np.shape(
-            value
-        )
-        yield _Leaf(names[:start], kind, name, value, of_parameter and kind not in _WITHOUT_MOMENTS)
-
-
-def _names(keys: tuple[Any, ...]) -> tuple[str, ...]:
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in keys)
-
-
-def _child(node: Any, key: Any) -> Any:
-    if isinstance(node, dict):
-        return node[key.key]
-    if isinstance(node, tuple | list):
-        return getattr(node, key.name) if hasattr(key, "name") else node[key.idx]
-    return None  # a module or another tree of parameters, in which there is no state
-
-
-def _named_tuples(tree: PyTree) -> Iterator[Any]:
-    is_named = lambda node: hasattr(node, "_fields")  # noqa: E731
-    for node in jax.tree.leaves(tree, is_leaf=is_named):
-        if is_named(node):
-            yield node
-            yield from _named_tuples(tuple(node))
-
-
-def _by_node(leaves: list[_Leaf]) -> dict[tuple[str, ...], list[_Leaf]]:
-    nodes: dict[tuple[str, ...], list[_Leaf]] = {}
-    for leaf in leaves:
-        nodes.setdefault(leaf.node, []).append(leaf)
-    return nodes
-
-
-def _is_clock(leaf: _Leaf) -> bool:
-    return len(leaf.name) == 1 and leaf.field in _CLOCKS and leaf.kind not in _OTHER_COUNTS
-
-
-def _beside_moments(leaf: _Leaf, new: list[_Leaf]) -> bool:
-    """Whether a count is that of moments; that of `MultiSteps` is beside accumulated gradients, but the run's."""
-    return leaf.field != "gradient_step" and any(each.node == leaf.node and each.is_moment for each in new)
-
-
-def _like(value: Any, leaf: Any) -> Any:
-    """A copy of the value, of the dtype and in the place of a leaf."""
-    if not isinstance(leaf, jax.Array):
-        return np.array(value, np.result_type(leaf))
-    if leaf.committed:
-        return jax.device_put(jnp.array(value, leaf.dtype), leaf.sharding)
-    on_host = value if jnp.issubdtype(leaf.dtype, jax.dtypes.extended) else np.asarray(value)
-    return jnp.array(on_host, leaf.dtype)
 
 
 def _fitted_slots(old_state: optax.OptState, fresh: optax.OptState) -> optax.OptState:
@@ -320,42 +268,12 @@ def _fitted_slots(old_state: optax.OptState, fresh: optax.OptState) -> optax.Opt
     return jax.tree.map(fit, old_state, is_leaf=is_snapshots)
 
 
-def _with_rates(
-    state: optax.OptState, paths: list[str], optimizer: optax.GradientTransformation, params: optax.Params
-) -> optax.OptState:
-    """The state, showing at some paths the rate of the next update, of which the old state knew nothing."""
-    full = optax.with_extra_args_support(optimizer)
-
-    @jax.jit
-    def next_rates(state: optax.OptState, params: optax.Params) -> dict[str, Any]:
-        still = jax.tree.map(jnp.zeros_like, params)
-        return get_learning_rates(full.update(still, state, params, value=jnp.zeros(()))[1])
-
-    rates = next_rates(state, params) if paths else {}
-
-    def put(path: tuple[Any, ...], node: Any) -> Any:
-        rate = rates.get("/".join(_names(path)))
-        if rate is None or "/".join(_names(path)) not in paths:
-            return node
-        if isinstance(node, ScaleByLearningRateState):
-            return node._replace(
-                learning_rate=_like(rate, node.learning_rate), written=_like(rate, node.written)
-            )
-        shown = {"learning_rate": _like(rate, node.hyperparams["learning_rate"])}
-        return node._replace(hyperparams={**node.hyperparams, **shown})
-
-    return jax.tree_util.tree_map_with_path(put, state, is_leaf=is_holder)
+def _beside_moments(leaf: Leaf, new: list[Leaf]) -> bool:
+    """Whether a count is that of moments; that of `MultiSteps` is beside accumulated gradients, but the run's."""
+    return leaf.field != "gradient_step" and any(each.node == leaf.node and each.is_moment for each in new)
 
 
 def _lines(fields: dict[Any, list[str]]) -> Iterator[str]:
     for (node, kind), names in fields.items():
         where = " ".join(filter(None, ["/".join(node), kind]))
         yield f"{where}: {', '.join(dict.fromkeys(names))}"
-
-
-def _kinds(leaves: list[_Leaf]) -> str:
-    return checks.listed(dict.fromkeys(leaf.kind for leaf in leaves)) or "nothing"
-
-
-def _shown(value: Any) -> str:
-    return str(np.asarray(value).tolist()) if np.ndim(value) else f"{np.asarray(value).item():g}"
