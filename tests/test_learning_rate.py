@@ -196,8 +196,11 @@ def test_several_rates_are_not_one(unhooked):
 def test_a_cleared_state_gives_up_its_buffers():
     tx = olr.scale_by_learning_rate(falling)
     state = olr.clear_learning_rate(olr.set_learning_rate(tx.init(PARAMS), 0.5))
-    jax.jit(tx.update, donate_argnums=1)(GRADS, state)
-    jax.jit(tx.update, donate_argnums=1)(GRADS, tx.init(PARAMS))
+    for given in (state, tx.init(PARAMS)):
+        updates, _ = jax.jit(tx.update, donate_argnums=1)(GRADS, given)
+        assert all(leaf.is_deleted() for leaf in jax.tree.leaves(given))
+        for update, gradient in zip(jax.tree.leaves(updates), jax.tree.leaves(GRADS), strict=True):
+            np.testing.assert_allclose(update, -falling(0) * gradient, rtol=1e-6)
 
 
 def test_a_bfloat16_update_is_scaled_at_full_precision():
