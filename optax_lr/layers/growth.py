@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from fractions import Fraction
 
 from ..types import Label
-from .layouts import VECTOR, known_layout
+from .layouts import VECTOR, is_attention, known_layout
 
 Shape = tuple[int, ...]
 Reading = tuple[str, ...]
@@ -101,8 +101,10 @@ def readings_of(path: str, base: Mapping[str, Shape], shapes: Mapping[str, Shape
         grown = [word for grown, word in zip(larger, _spread(reading, len(here)), strict=True) if grown]
         return reading == VECTOR or len(set(grown)) == len(grown)
 
+    # A kernel of four axes or more whose first ones stay is a convolution's, even if it fits a dense layer, too.
+    windows = [reading for reading in fitting if reading[:2] == ("window", "window")]
     found: dict[Growth, Reading] = {}
-    for reading in list(filter(single, fitting)) or fitting:
+    for reading in windows or list(filter(single, fitting)) or fitting:
         found.setdefault(growth_as(reading, here, later), reading)
     return found
 
@@ -130,7 +132,7 @@ def _bias_of(path: str) -> str:
 
 
 def _readings(path: str, shapes: Mapping[str, Shape], stackable: bool = True) -> list[Reading]:
-    """The readings that a name, a shape and a bias allow."""
+    """The readings that a name, a shape and a bias allow; without a bias, one axis of stacked layers at most."""
     shape, name = shapes[path], path.split("/")[-1]
     if is_table(path, shape):
         return [("row",) * (len(shape) - 1) + ("out",)]
@@ -139,14 +141,23 @@ def _readings(path: str, shapes: Mapping[str, Shape], stackable: bool = True) ->
         return [VECTOR]
     bias_path = _bias_of(path)
     bias = shapes.get(bias_path)
-    found = [] if known is None else [known]
-    if bias is None:
-        found += _without_bias(name, len(shape)) if known is None else []
-    if stackable and len(shape) > 2 and (bias is None or (len(bias) > 1 and bias[0] == shape[0])):
+    if known is None:
+        found = _without_bias(name, len(shape)) if bias is None else []
+    else:
+        found = _general(path, len(shape)) if bias is None and len(shape) > 3 else [known]
+    if len(shape) > 2 and (stackable if bias is None else len(bias) > 1 and bias[0] == shape[0]):
         one_layer = {path: shape[1:]} if bias is None else {path: shape[1:], bias_path: bias[1:]}
         inner = _readings(path, one_layer, stackable=False)
         found += [("stack", *_spread(reading, len(shape) - 1)) for reading in inner if reading != VECTOR]
     return found
+
+
+def _general(path: str, axes: int) -> list[Reading]:
+    """The readings of a kernel with four axes or more and no bias: a convolution, or a dense layer of many axes."""
+    if is_attention(path):
+        return []  # stacked layers
+    dense = [("in",) * inputs + ("out",) * (axes - inputs) for inputs in range(1, axes)]
+    return [("window",) * (axes - 2) + ("in", "out"), *dense]
 
 
 def _without_bias(name: str, axes: int) -> list[Reading]:

@@ -19,6 +19,7 @@ _WORDS = {"in", "out", "stack"}
 # The arrays of Flax, Haiku and Equinox that no layer sums over, whatever their shape.
 _VECTORS = {"bias", "b", "scale", "offset", "embedding", "embeddings"}
 _OUTPUTS_LAST = {"kernel": "bias", "w": "b", "lora_a": "", "lora_b": ""}
+_RECURRENT = {"weight_ih", "weight_hh"}  # of Equinox's cells, outputs first
 _HEADS = {"query": ("in", "out", "out"), "key": ("in", "out", "out"), "value": ("in", "out", "out")}
 _ATTENTION = {**_HEADS, "out": ("in", "in", "out")}
 
@@ -88,6 +89,8 @@ def known_layout(path: str, shapes: Mapping[str, Any]) -> tuple[str, ...] | None
     shape, (*above, name) = shapes[path], path.split("/")
     if len(shape) < 2 or name in _VECTORS:
         return VECTOR
+    if name in _RECURRENT:
+        return ("out", "in") if len(shape) == 2 else None
     if name == "weight":
         return _outputs_first(shape, shapes.get("/".join([*above, "bias"])))
     if name not in _OUTPUTS_LAST:
@@ -99,8 +102,13 @@ def known_layout(path: str, shapes: Mapping[str, Any]) -> tuple[str, ...] | None
         return ("in",) * (len(shape) - outputs) + ("out",) * outputs if fits else None
     if len(shape) == 3:
         # A convolution over one axis and a kernel for several heads look alike.
-        return _ATTENTION.get(above[-1]) if above else None
+        return _ATTENTION[above[-1]] if is_attention(path) else None
     return ("in",) * (len(shape) - 1) + ("out",)
+
+
+def is_attention(path: str) -> bool:
+    """Whether a kernel is one of Flax's attention, by the name of its layer."""
+    return any(layer in _ATTENTION for layer in path.split("/")[-2:-1])
 
 
 def _outputs_first(shape: tuple[int, ...], bias: tuple[int, ...] | None) -> tuple[str, ...] | None:

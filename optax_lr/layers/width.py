@@ -1,5 +1,7 @@
 """From a small model to a wide one: labels by what grows, multipliers of the rate, and the scale of the start."""
 
+import math
+import re
 from collections.abc import Mapping
 from fractions import Fraction
 from typing import Any
@@ -17,6 +19,8 @@ from .patterns import compiled_patterns, first_matches
 
 OPTIMIZERS = ("adam", "lion", "sgd", "muon")
 _ROLES = ("input", "output", "tied")
+# By how much the inputs of Muon's weights may outgrow the outputs, or the reverse.
+_ALIKE = Fraction(5, 4)
 
 
 def label_by_width(base_params: PyTree, overrides: Mapping[str, str] | None = None) -> Labeler:
@@ -24,7 +28,10 @@ def label_by_width(base_params: PyTree, overrides: Mapping[str, str] | None = No
 
     The labels are "input out x4" (only the outputs grow), "hidden in x4 out x4", "output in x4" (only the inputs
     grow), "vector out x4" (a bias or a scale), "tied out x4" and "fixed" (nothing grows). Which axes are inputs
-    is read off names, biases and shapes, as in `label_by_fan_in`; layers stacked along a first axis are seen.
+    is read off names, biases and shapes, as in `label_by_fan_in`; layers stacked along a first axis are seen, and
+    experts in each of them. Two things cannot be seen: a transposed convolution with Flax's `transpose_kernel` and
+    no bias has its outputs before its inputs, and a kernel over a width joined to inputs of a fixed size should be
+    two arrays.
 
     Args:
       base_params: the parameters of the small model, or their shapes from `jax.eval_shape`: the same tree, with
@@ -71,7 +78,10 @@ def label_by_width(base_params: PyTree, overrides: Mapping[str, str] | None = No
                 found.append(_read(path, before, shapes).label)
         if whole:
             _check_tied(
-                [(path, match) for (path, _), match in zip(leaves, matches, strict=True)], found, shapes
+                [(path, match) for (path, _), match in zip(leaves, matches, strict=True)],
+                found,
+                before,
+                shapes,
             )
         return found
 
@@ -86,18 +96,21 @@ def width_multipliers(optimizer: str = "adam") -> MultiplierRule:
 
         adam, lion   1 / in               1 for input and vector, 1 / in for hidden and output
         sgd          out / in             out for input and vector, 1 for hidden, 1 / in for output
-        muon         sqrt(out / in)       for hidden; as Adam for all others
+        muon         1                    for hidden; as Adam for all others
 
-    They hold for a start as `rescale_init` makes it. Two changes belong into the model itself: attention divides
-    its logits by the size of a head, times a constant, in place of its square root: multiply the queries by
-    sqrt(base size) / sqrt(size). And where a table of embeddings is read out as well ("tied"), divide the logits
-    of the model by the factor of its width.
+    They hold for a start as `rescale_init` makes it. Muon's own factor, sqrt(max(1, fan_out / fan_in)), does the
+    rest for hidden weights whose inputs and outputs grow alike.
+
+    Two changes belong into the model itself. Attention divides its logits by the size of a head, times a constant,
+    in place of its square root: multiply the queries by sqrt(base size) / sqrt(size). And where a table of
+    embeddings is read out as well ("tied"), divide the logits of the model by the factor of its width.
 
     Weight decay should not change with the width. Decoupled decay goes after the multipliers:
     `chain(scale_by_adam(), scale_by_label(...), add_decayed_weights(d), scale_by_learning_rate(rate))`. Decay that
     is coupled with SGD goes between them and the momentum:
     `chain(scale_by_label(...), add_decayed_weights(d), trace(0.9), scale_by_learning_rate(rate))`. Decay that is
-    coupled with Adam does not carry over, since the gradients beside it change with the width.
+    coupled with Adam does not carry over, since the gradients beside it change with the width. Gradients fall as
+    the width grows, so Adam's `eps` must stay far below them.
 
     Args:
       optimizer: "adam" (for any that divides by the size of gradients), "lion", "sgd" (with or without
@@ -109,7 +122,8 @@ def width_multipliers(optimizer: str = "adam") -> MultiplierRule:
       A `MultiplierRule` for the labels of `label_by_width`.
 
     Raises:
-      ValueError: `optimizer` is none of these; when the rule is used, a label is none of `label_by_width`.
+      ValueError: `optimizer` is none of these; when the rule is used, a label is none of `label_by_width`, or the
+        inputs and outputs of Muon's weights grow by factors that differ by over a quarter.
 
     >>> width_multipliers("adam").resolve({"a": "input out x4", "b": "hidden in x4 out x4"})
     {'input out x4': 1.0, 'hidden in x4 out x4': 0.25}
@@ -117,7 +131,7 @@ def width_multipliers(optimizer: str = "adam") -> MultiplierRule:
     {'input out x4': 4.0, 'hidden in x4 out x4': 1.0}
 
     Source: Yang et al. 2022 (arXiv:2203.03466), Table 3; a tied table as in Table 8. Muon: an update of spectral
-    norm sqrt(out / in), Yang, Simon & Bernstein 2023 (arXiv:2310.17813), condition 1.
+    norm sqrt(out / in), the spectral condition of Yang, Simon & Bernstein 2023 (arXiv:2310.17813).
     """
     kind = checks.choice("optimizer", optimizer, OPTIMIZERS)
 
@@ -127,7 +141,12 @@ def width_multipliers(optimizer: str = "adam") -> MultiplierRule:
         if kind == "sgd":
             return float(growth.fan_out / growth.fan_in)
         if kind == "muon" and growth.role == "hidden":
-            return float(growth.fan_out / growth.fan_in) ** 0.5
+            if not 1 / _ALIKE <= growth.fan_out / growth.fan_in <= _ALIKE:
+                raise ValueError(
+                    "width_multipliers('muon') needs hidden weights whose inputs and outputs grow alike, got "
+                    f"{growth.label!r}: Muon scales by the shape, too, so give their multipliers by hand."
+                )
+            return 1.0
         return float(1 / growth.fan_in)
 
     def of_labels(labels: list[Label]) -> dict[Label, ScalarLike]:
@@ -266,6 +285,13 @@ def _check_trees(before: dict[str, Shape], shapes: dict[str, Shape], whole: bool
         if grown:
             raise ValueError(f"label_by_width needs axes that grow or stay, but one shrinks: {shown}.")
         raise ValueError(f"label_by_width needs a base model that is smaller, got a larger one: {shown}.")
+    deeper = [path for path in grown if _is_deeper(pairs[path])]
+    if whole and grown and deeper == grown and any(len(pairs[path]) > 2 for path in deeper):
+        path = max(deeper, key=lambda path: len(pairs[path]))
+        raise ValueError(
+            "label_by_width needs a width that grows, but only first axes do, as the number of stacked layers: "
+            f"{path!r} is {before[path]} there and {shapes[path]} here."
+        )
     if whole and not grown:
         raise ValueError(
             "label_by_width needs an axis that grows, got two models of the same shapes: at the base width every "
@@ -273,14 +299,30 @@ def _check_trees(before: dict[str, Shape], shapes: dict[str, Shape], whole: bool
         )
 
 
-def _check_tied(matches: list[tuple[str, Any]], found: list[Any], shapes: dict[str, Shape]) -> None:
-    """Refuse a table of embeddings that may be read out: nothing else in the model is an output."""
-    growths = [Growth.of_label(label) for label in found if label != INTEGERS]
-    if any(growth.role in ("output", "tied") for growth in growths):
-        return
+def _is_deeper(pairs: list[tuple[int, int]]) -> bool:
+    """Whether the first axis of several grows, and no other."""
+    return len(pairs) > 1 and [new > old for old, new in pairs] == [True] + [False] * (len(pairs) - 1)
+
+
+def _check_tied(
+    matches: list[tuple[str, Any]], found: list[Any], before: dict[str, Shape], shapes: dict[str, Shape]
+) -> None:
+    """Refuse a table of embeddings that may be read out: the model has no other output."""
+    names = [re.sub(r"\d+", "#", path) for path, _ in matches]
+    outputs = []
+    for (path, _), label, name in zip(matches, found, names, strict=True):
+        if label.startswith("tied"):
+            return
+        if label.startswith("output"):
+            still = [new for old, new in zip(before[path], shapes[path], strict=True) if old == new]
+            # Routers, low ranks and keys of few heads stand in each layer, or in an array of stacked ones.
+            inner = names.count(name) > 1 or len(shapes[path]) == 3 or name.endswith("lora_a")
+            outputs.append((max(still, default=1), inner))
     for (path, match), label in zip(matches, found, strict=True):
         if match is None and label.startswith("input") and is_table(path, shapes[path]):
-            raise ValueError(
-                f"{path!r} is a table of embeddings in a model without an output, which may be read as 'input' "
-                f"(only looked up) or as 'tied' (read out, too): say which in overrides={{{path!r}: ...}}."
-            )
+            rows = math.prod(shapes[path][:-1])
+            if all(inner and size < rows for size, inner in outputs):
+                raise ValueError(
+                    f"{path!r} is a table of embeddings in a model without an output, which may be read as 'input' "
+                    f"(only looked up) or as 'tied' (read out, too): say which in overrides={{{path!r}: ...}}."
+                )

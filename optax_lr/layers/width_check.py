@@ -88,7 +88,7 @@ def check_width_transfer(
     Args:
       model: from a width to `(loss_fn, params)`, with `loss_fn(params, batch)` a scalar, and `params` as they
         will be trained: from `rescale_init`. Output weights and queries that start at
-        zero give the clearest slopes (the source's appendix D.2).
+        zero give the clearest slopes, as the authors' own package advises.
       optimizer: one for all widths, at the rate to be used: its labels are those of `label_by_width(base_params)`.
       batches: arrays [steps, ...]. Ten steps will do; attention needs more, since its queries and keys learn
         little before its values have.
@@ -110,7 +110,7 @@ def check_width_transfer(
     w/kernel       1.6       6.4  +1.00
     Slopes are not 0: 'w/kernel'.
 
-    Source: the coordinate check of Yang et al. 2022 (arXiv:2203.03466), appendix D.1, on the change of the loss.
+    Source: the coordinate check of Yang et al. 2022 (arXiv:2203.03466), on the change of the loss.
     """
     checks.not_traced("check_width_transfer", batches)
     sizes = [checks.size(f"widths[{index}]", width) for index, width in enumerate(widths)]

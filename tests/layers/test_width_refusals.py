@@ -92,6 +92,11 @@ REFUSALS = {
         "'w/embedding' is a table of embeddings in a model without an output, which may be read as 'input' (only "
         "looked up) or as 'tied' (read out, too): say which in overrides={'w/embedding': ...}.",
     ),
+    "layers that grow in number": (
+        trees((2, 8, 8), (6, 8, 8)),
+        "label_by_width needs a width that grows, but only first axes do, as the number of stacked layers: "
+        "'w/kernel' is (2, 8, 8) there and (6, 8, 8) here.",
+    ),
 }
 
 
@@ -112,6 +117,11 @@ BAD = {
         lambda olr: olr.width_multipliers().resolve({"w": "head"}),
         "width_multipliers needs the labels of label_by_width(), as 'hidden in x4 out x4', got 'head'.",
     ),
+    "Muon's weights of another form": (
+        lambda olr: olr.width_multipliers("muon").resolve({"w": "hidden in x2 out x4"}),
+        "width_multipliers('muon') needs hidden weights whose inputs and outputs grow alike, got 'hidden in x2 out "
+        "x4': Muon scales by the shape, too, so give their multipliers by hand.",
+    ),
     "shapes": (
         lambda olr: olr.rescale_init({"a": jnp.ones(4)}, {"a": jax.ShapeDtypeStruct((2,), jnp.float32)}),
         "rescale_init needs the arrays of the base model, got only the shape of 'a'.",
@@ -127,9 +137,9 @@ BAD = {
     ),
     "layers that grow": (
         lambda olr: olr.label_by_width({"a": jnp.ones((2, 2, 2))}, {"a": "stack in out"}).resolve(
-            {"a": jnp.ones((4, 2, 2))}
+            {"a": jnp.ones((4, 4, 4))}
         ),
-        "overrides says that layers are stacked in 'a', but their number grows: (2, 2, 2) to (4, 2, 2).",
+        "overrides says that layers are stacked in 'a', but their number grows: (2, 2, 2) to (4, 4, 4).",
     ),
 }
 
