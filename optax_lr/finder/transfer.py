@@ -7,8 +7,10 @@ from .. import checks
 from .rules import SLOPES, UNSURE, for_horizon
 from .suggestion import Suggestion
 
-# The power of the batch size by which the rate rises, and the range in which it may lie.
+# The power of the batch size by which the rate rises up to the critical size, and the range in which it may lie.
 _POWERS = {"sgd": (1.0, 0.5, 1.0), "adam": (0.5, 0.25, 0.75)}
+# That of a larger batch if the critical size is not told: for SGD the middle of linear and none.
+_UNTOLD = {"sgd": (0.5, 0.0, 1.0), "adam": (0.5, 0.0, 0.75)}
 _LIKE_ADAM = ("adam", "lion", "muon")
 _BATCH_SOURCES = {
     "sgd": "linear, Goyal et al. 2017, arXiv:1706.02677",
@@ -35,8 +37,10 @@ def lr_transfer(
     rate = found * (horizon / base)^slope * (batch / base)^power * 1
 
     The slope is the drift of the best rate with the length of runs, as `suggest.for_horizon` reads it off the
-    shorter runs of `found`; -0.5 if there are none. The power is 1 for SGD and 0.5 for others; above the critical
-    batch size the rate stays. The width changes nothing under `width_multipliers`.
+    shorter runs of `found`; -0.5 if there are none. The power is 0.5; for SGD it is 1, on smaller batches and up to
+    the `critical_batch_size`. Above that the rate stays: noise limits the rate of small batches, stability that of
+    large ones. If SGD is not told where this changes, larger batches take 0.5, the middle. The width changes
+    nothing under `width_multipliers`.
 
     The interval of `found` widens by what is not known: a slope by a quarter (within -1 and 0; by a half without
     shorter runs), the power by a quarter (0.5 to 1 for SGD; down to 0 for larger batches without a
@@ -146,7 +150,10 @@ def _of_batch(base: float, size: float, critical: float | None, like: str) -> _F
     power, lowest, highest = _POWERS[like]
     what, source = f"Batch size {base:g} to {size:g}", _BATCH_SOURCES[like]
     if critical is None:
-        return _factor(size / base, power, 0.0 if size > base else lowest, highest, what, source)
+        powers = _UNTOLD[like] if size > base else _POWERS[like]
+        if powers[0] != power:
+            source = f"square root, the middle of none and {source}; no critical batch size is told"
+        return _factor(size / base, *powers, what, source)
     most = checks.concrete("critical_batch_size", critical, above=0)
     source += f", up to {most:g}, McCandlish et al. 2018, arXiv:1812.06162"
     return _factor(min(size, most) / min(base, most), power, lowest, highest, what, source)

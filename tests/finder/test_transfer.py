@@ -45,7 +45,7 @@ def test_the_steps_of_the_found_run_are_those_of_its_full_runs_or_as_told():
 
 # Optimizer, base and new batch size, critical one, factor, and those of both bounds.
 BATCHES = [
-    ("sgd", 64, 256, None, 4, 1, 4),
+    ("sgd", 64, 256, None, 2, 1, 4),
     ("sgd", 64, 256, 1000, 4, 2, 4),
     ("sgd", 64, 256, 128, 2, math.sqrt(2), 2),
     ("sgd", 256, 64, None, 1 / 4, 1 / 4, 1 / 2),

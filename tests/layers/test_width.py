@@ -102,6 +102,33 @@ def test_the_table_of_labels_and_a_fraction():
     assert "hidden in x4/3 out x4/3        0.75       1        4096  91.4%  mid/w" in shown
 
 
+FLAGS = {
+    "x64": lambda: jax.enable_x64(True),
+    "debug_nans": lambda: jax.debug_nans(True),
+    "strict promotion": lambda: jax.numpy_dtype_promotion("strict"),
+    "rank promotion": lambda: jax.numpy_rank_promotion("raise"),
+    "tracer leaks": jax.checking_leaks,
+    "disable_jit": jax.disable_jit,
+}
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_starts_and_updates_are_the_same_under_any_flag(flag):
+    base, wide = drawn(haiku_like(2), 0.1), drawn(haiku_like(8), 0.3)
+
+    def results():
+        start = olr.rescale_init(wide, base)
+        scale = olr.scale_by_label(olr.width_multipliers("sgd"), olr.label_by_width(base))
+        return start, updates_of(scale, start, wide)
+
+    wanted = results()
+    with FLAGS[flag]():
+        found = results()
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_allclose(one, other, rtol=1e-6)
+
+
 def updates_of(optimizer, params, grads):
     return optimizer.update(grads, optimizer.init(params), params)[0]
 
