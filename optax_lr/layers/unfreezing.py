@@ -94,7 +94,9 @@ def unfreeze_at(
         check_known("starts", starts, label_tree(labels, params)[1])
         held = whole.init(_as_tree(params))
         own = _own_counters(held, _as_tree(params), with_schedules=clock == "label")
-        return UnfreezeAtState(first_clock(first), held, {name: dict(own) for name in first})
+        # An array for each label: the same one twice could not be donated.
+        late = {name: {path: jnp.array(counter) for path, counter in own.items()} for name in first}
+        return UnfreezeAtState(first_clock(first), held, late)
 
     def update(
         updates: optax.Updates,

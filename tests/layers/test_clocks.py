@@ -233,3 +233,13 @@ def test_the_trace_grows_with_the_leaves():
     skipping = optax.apply_if_finite(optax.adam(0.1), 3)
     few, many = (equations(blocks, late(blocks, skipping)) for blocks in (10, 20))
     assert many <= 2.1 * few
+
+
+def test_a_fresh_state_is_given_up_whole():
+    """Each label has counters of its own from the start: one array in two places cannot be donated."""
+    tx = olr.unfreeze_at(optax.adam(0.1), {"body": 2, "head": 1}, LABELS)
+    state = tx.init(PARAMS)
+    leaves = jax.tree.leaves(state)
+    assert len({id(leaf) for leaf in leaves}) == len(leaves)
+    step = jax.jit(lambda grads, state: tx.update(grads, state)[1], donate_argnums=1)
+    assert int(step(PARAMS, state).clock.count) == 1
