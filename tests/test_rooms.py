@@ -38,7 +38,7 @@ ROOMS = {
     ),
     "finder": (
         "files curve suggestion comparison rules stable classic regimes suggest verdict histories "
-        "diagnose grids problem optimizer tables views training inputs policies finalists search find "
+        "diagnose grids problem optimizer tables views training inputs policies finalists combinations search find "
         "sweep range_test refind compared compare curvature transfer"
     ),
     "plots": "style heat_map histories rates schedules comparisons effective widths",

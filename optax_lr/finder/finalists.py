@@ -43,6 +43,9 @@ class Scheduled(Policy):
         """Whether finalists run for the whole horizon."""
         return self.lengths == (self.quick.horizon,)
 
+    def phase(self, stage: int) -> int:
+        return stage % self.REFINED
+
     def is_finalist(self, stage: int) -> bool:
         """Whether a row of a stage is a full run."""
         return self.full and stage >= len(self.quick.lengths)

@@ -3,11 +3,13 @@
 Nothing that is passed in is changed: training runs on copies.
 """
 
+import functools
 import math
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Unpack
 
+import numpy as np
 import optax
 
 from .. import checks
@@ -18,7 +20,9 @@ from ..engine.session import Opening
 from ..schedules.named import length_of
 from ..types import Array, PeakToSchedule, PyTree, ScalarLike
 from . import tables
+from .combinations import Combinations
 from .finalists import Scheduled
+from .grids import combinations_of
 from .inputs import pose
 from .policies import Bounds, Constant, Policy, Quick, quick_lengths
 from .problem import Problem
@@ -38,6 +42,7 @@ def lr_find(
     eval_batch: PyTree = None,
     horizon: int | Epochs | None = None,
     schedule: PeakToSchedule | None = None,
+    lanes: Mapping[str, Sequence[float] | np.ndarray] | None = None,
     finalists: int = 3,
     max_full_horizon: int = 5000,
     num_steps: int | Epochs | None = None,
@@ -66,6 +71,10 @@ def lr_find(
     Where the best rate lies at the edge of the bounds, the search goes on up to a factor of 100 beyond them, and
     says so. A second search with the same functions (the same objects) and shapes compiles nothing.
 
+    More than the rate: with `lanes`, such as `olr.grid(weight_decay=[0.01, 0.1])`, the rate is found for each
+    combination, in the same rounds and programs, and the answer holds the best combination, too. Those whose lowest
+    loss is above the best by more than a tenth and more than the noise are dropped when a length of runs ends.
+
     The loss may take a key, carry a model state and report metrics, and validation may differ from it: `Problem`
     says how, and where a search runs `Engine` does. Their arguments may be given here by themselves, too:
     `with_key`, `has_aux`, `eval_fn`, and `lanes_at_once`, `mesh`, `checkpoint`, `progress`, `on_round`.
@@ -89,6 +98,9 @@ def lr_find(
         is one of this package with an end.
       schedule: `peak -> Schedule`, what the coming run will use, such as
         `lambda peak: optax.warmup_cosine_decay_schedule(0.0, peak, 100, horizon)`: any function of the step.
+      lanes: combinations of other hyperparameters by name, each [combinations], as `grid` makes them; the optimizer
+        is called with these names and `learning_rate` as keywords, whatever they are: `weight_decay`, or the
+        multiplier of a new head in a function of your own.
       finalists: how many rates a scheduled search tries first for the whole run, at least 1.
       max_full_horizon: the longest run that finalists go through step by step.
       num_steps: how many steps lanes at constant rates take, and what the runs of a quick search are reckoned in,
@@ -105,7 +117,8 @@ def lr_find(
       options: as in `Problem` and `Engine`, and `engine`, an `Engine`.
 
     Returns:
-      A `Suggestion`: `.learning_rate`, `.low`, `.high`, `.reason`, `.curve`, `.plot()`; printed, a table.
+      A `Suggestion`: `.learning_rate`, `.low`, `.high`, `.reason`, `.curve`, `.plot()`; printed, a table. With
+      `lanes` also `.hyperparameters`, the best combination, and `.plot()` is a heat map.
 
     Raises:
       ValueError: wrong input, in one sentence.
@@ -117,6 +130,18 @@ def lr_find(
     ...                 eval_batch=jnp.ones(1), num_steps=5, progress=False)
     >>> found.low <= found.learning_rate <= found.high
     True
+
+    The head at several multiples of the body's rate:
+
+    >>> import optax_lr as olr
+    >>> def adam(learning_rate, head_multiplier):
+    ...     multipliers = {"body": 1.0, "head": head_multiplier}
+    ...     return olr.fine_tune(optax.adam(learning_rate), multipliers, {"body": "body", "head": "head"})
+    >>> found = lr_find(lambda w, x: jnp.mean((w["head"] + 0.1 * w["body"] - 3 + 0 * x) ** 2),
+    ...                 {"body": jnp.zeros(()), "head": jnp.zeros(())}, adam, batches, num_steps=5,
+    ...                 lanes=olr.grid(head_multiplier=[1, 10]), progress=False)
+    >>> sorted(found.hyperparameters)
+    ['head_multiplier']
 
     A model state and metrics:
 
@@ -140,18 +165,13 @@ def lr_find(
     steps = steps_of("num_steps", usual if num_steps is None else num_steps, batches)
     longest = checks.size("max_full_horizon", max_full_horizon)
     runs, rates = checks.size("seeds", seeds), checks.size("finalists", finalists)
+    axes = combinations_of(lanes)
 
-    def policy(first: int) -> Policy:
-        within = Bounds(low, high)
-        if length is None:
-            evals = tuple(quick_lengths(steps, steps))
-            return Constant(within, steps, runs, tables.constant, evals)
-        lengths = tuple(quick_lengths(steps, length))
-        if schedule is None:
-            return Quick(within, lengths, length, runs, tables.one_cycle)
-        return _scheduled(within, lengths, length, runs, schedule, rates, longest, first)
-
-    plan = policy(0)
+    make = functools.partial(_policy, Bounds(low, high), axes, steps, length, schedule, runs, rates, longest)
+    plan = make(0)
+    lane = example_lane(
+        {"learning_rate": low, **{name: values[0] for name, values in axes.items()}}, plan.longest
+    )
     posed = pose(
         problem,
         params,
@@ -160,13 +180,14 @@ def lr_find(
         model_state=model_state,
         opt_state=opt_state,
         eval_batch=eval_batch,
-        lane=example_lane({"learning_rate": low}, plan.longest),
+        lane=lane,
+        by_name=bool(axes),
         read=plan.longest,
         seeds=2 * runs,
         key=key,
     )
-    plan = policy(posed.first)
-    opening = _opening(plan, low, high, runs, factor)
+    plan = make(posed.first)
+    opening = _opening(plan, lane, low, high, runs, factor)
     return noting_bounds(search(posed, plan, engine, opening), low, high)
 
 
@@ -200,6 +221,29 @@ def _warn_without_validation(horizon: int | None, eval_batch: PyTree) -> None:
         )
 
 
+def _policy(
+    within: Bounds,
+    axes: Mapping[str, np.ndarray],
+    steps: int,
+    length: int | None,
+    schedule: PeakToSchedule | None,
+    seeds: int,
+    finalists: int,
+    longest: int,
+    first: int,
+) -> Policy:
+    """The policy of a search whose runs begin at step `first` of their schedule."""
+    alone: Policy
+    if length is None:
+        alone = Constant(within, steps, seeds, tables.constant, tuple(quick_lengths(steps, steps)))
+    elif schedule is None:
+        alone = Quick(within, tuple(quick_lengths(steps, length)), length, seeds, tables.one_cycle)
+    else:
+        lengths = tuple(quick_lengths(steps, length))
+        alone = _scheduled(within, lengths, length, seeds, schedule, finalists, longest, first)
+    return Combinations(alone, axes) if axes else alone
+
+
 def _scheduled(
     within: Bounds,
     lengths: tuple[int, ...],
@@ -226,13 +270,15 @@ def _scheduled(
     return Scheduled(quick, finals, finalists, dict.fromkeys(finals, shorter))
 
 
-def _opening(policy: Policy, low: float, high: float, seeds: int, stop_factor: float) -> Opening:
+def _opening(
+    policy: Policy, lane: dict[str, Any], low: float, high: float, seeds: int, stop_factor: float
+) -> Opening:
     """What a search's session must know; the first plan and the tables stand for what they depend on."""
     asked = policy.ask(Runs())
     assert asked is not None
-    kept = None
-    if isinstance(policy, Scheduled):
-        finals = policy
+    kept, alone = None, policy.alone if isinstance(policy, Combinations) else policy
+    if isinstance(alone, Scheduled):
+        finals = alone
 
         def kept(runs: Runs, row: int) -> float:
             return (
@@ -240,14 +286,14 @@ def _opening(policy: Policy, low: float, high: float, seeds: int, stop_factor: f
             )
 
     return Opening(
-        lane=example_lane({"learning_rate": low}, policy.longest),
+        lane=lane,
         lanes=len(asked.plan.seeds) // seeds,
         seeds=seeds,
         longest=policy.longest,
         stop_factor=stop_factor,
         keep=kept,
         settings={
-            "search": type(policy).__name__,
+            "search": type(alone).__name__,
             "learning_rates": [low, high],
             "seeds": seeds,
             "longest": policy.longest,

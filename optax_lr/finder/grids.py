@@ -23,17 +23,45 @@ def lanes_of(
         raise ValueError(f'lanes must have a "learning_rate", got {sorted(given)}.')
     axes = {axis: _numbers(f"lanes[{axis!r}]", x) for axis, x in given.items() if axis != "learning_rate"}
     rates = _numbers(name, given["learning_rate"], finite=False).astype(np.float64)
-    lengths = {"learning_rate": len(rates), **{axis: len(x) for axis, x in axes.items()}}
-    if len(set(lengths.values())) > 1:
-        raise ValueError(
-            f"lanes must be arrays of one length, got {lengths}; grid makes the product of axes."
-        )
+    _refuse_other_lengths({"learning_rate": len(rates), **{axis: len(x) for axis, x in axes.items()}})
     alone = all((x == x[0]).all() for x in axes.values())
     valid = np.isfinite(rates).all() and (rates > 0).all() and not (alone and (np.diff(rates) <= 0).any())
     if not valid:
         expected = "positive, finite and increasing" if alone else "positive and finite"
         raise ValueError(f"{name} must be {expected}, got {rates.tolist()}.")
     return {"learning_rate": rates, **axes}
+
+
+def combinations_of(lanes: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
+    """What a search varies beside the rate, as arrays with leading axis [combinations]; empty without lanes.
+
+    Raises:
+      ValueError: there is a rate among them, no axis at all, the same combination twice, or an array is not of
+        finite numbers or not of the others' length.
+    """
+    if lanes is None:
+        return {}
+    if not lanes or "learning_rate" in lanes:
+        raise ValueError(
+            "lanes must be what varies beside the learning rate, such as grid(weight_decay=[0.0, 0.1]), got "
+            f"{list(lanes)}; the rates to search between are min_learning_rate and max_learning_rate."
+        )
+    axes = {name: _numbers(f"lanes[{name!r}]", values) for name, values in lanes.items()}
+    _refuse_other_lengths({name: len(values) for name, values in axes.items()})
+    rows = list(zip(*(values.tolist() for values in axes.values()), strict=True))
+    if len(set(rows)) < len(rows):
+        twice = next(row for row in rows if rows.count(row) > 1)
+        raise ValueError(
+            f"lanes must hold each combination once, got {dict(zip(axes, twice, strict=True))} twice."
+        )
+    return axes
+
+
+def _refuse_other_lengths(lengths: Mapping[str, int]) -> None:
+    if len(set(lengths.values())) > 1:
+        raise ValueError(
+            f"lanes must be arrays of one length, got {dict(lengths)}; grid makes the product of axes."
+        )
 
 
 def grid(**axes: Sequence[float] | np.ndarray) -> dict[str, np.ndarray]:

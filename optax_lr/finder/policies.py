@@ -47,6 +47,10 @@ class Policy(abc.ABC):
     def answer(self, runs: Runs) -> Suggestion:
         """The answer from the rounds that have ended."""
 
+    def phase(self, stage: int) -> int:
+        """Which part of the search a stage belongs to; see `Combinations`, which compares at the end of each."""
+        return stage
+
     @property
     @abc.abstractmethod
     def longest(self) -> int:

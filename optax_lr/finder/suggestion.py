@@ -12,6 +12,7 @@ from .curve import LRCurve, aligned, arrays_of, curve_in, png
 from .files import below, read_arrays, write_arrays
 
 _SCALARS = ("learning_rate", "low", "high", "reason", "at_edge", "lane_steps")
+_NAMED = ("rules", "hyperparameters")
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -30,6 +31,8 @@ class Suggestion:
       finalists: the curve of the full runs under the real schedule, or None.
       params, model_state: what the best finalist ended with, or None; not saved.
       shorter: the curves of the shorter runs, from which the drift of the best rate was read.
+      hyperparameters: the best combination of what `lr_find` was given as `lanes`, by name.
+      combinations: the curve of the runs that span all rates, of every combination; None where there is but one.
     """
 
     learning_rate: float
@@ -44,6 +47,8 @@ class Suggestion:
     params: PyTree | None = None
     model_state: PyTree | None = None
     shorter: tuple[LRCurve, ...] = ()
+    hyperparameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    combinations: LRCurve | None = None
 
     def save(self, path: str | Path) -> None:
         """Write the suggestion and its curves, without `params` and `model_state`, to one `.npz` file.
@@ -51,13 +56,18 @@ class Suggestion:
         An older file stays whole where writing fails.
         """
         arrays = {f"curve/{name}": array for name, array in arrays_of(self.curve).items()}
-        if self.finalists is not None:
-            arrays |= {f"finalists/{name}": array for name, array in arrays_of(self.finalists).items()}
-        for at, curve in enumerate(self.shorter):
-            arrays |= {f"shorter{at}/{name}": array for name, array in arrays_of(curve).items()}
+        curves = {"finalists": self.finalists, "combinations": self.combinations}
+        curves |= {f"shorter{at}": curve for at, curve in enumerate(self.shorter)}
+        for part, curve in curves.items():
+            if curve is not None:
+                arrays |= {f"{part}/{name}": array for name, array in arrays_of(curve).items()}
         scalars = {name: np.array(getattr(self, name)) for name in _SCALARS}
-        rules = {f"rules/{name}": np.array(rate) for name, rate in self.rules.items()}
-        write_arrays(path, arrays | scalars | rules)
+        named = {
+            f"{part}/{name}": np.array(value)
+            for part in _NAMED
+            for name, value in getattr(self, part).items()
+        }
+        write_arrays(path, arrays | scalars | named)
 
     @classmethod
     def load(cls, path: str | Path) -> "Suggestion":
@@ -70,15 +80,24 @@ class Suggestion:
         if missing := [name for name in _SCALARS if name not in file]:
             raise ValueError(f"{path} holds no suggestion: it lacks {', '.join(missing)}.")
         parts = {name.split("/")[0] for name in file}
+        rules, hyperparameters = (
+            {name: value.item() for name, value in below(file, f"{part}/").items()} for part in _NAMED
+        )
+        finalists, combinations = (
+            curve_in(file, path, f"{part}/") if part in parts else None
+            for part in ("finalists", "combinations")
+        )
         return cls(
             **{name: file[name].item() for name in _SCALARS},
             curve=curve_in(file, path, "curve/"),
-            finalists=curve_in(file, path, "finalists/") if "finalists" in parts else None,
+            finalists=finalists,
             shorter=tuple(
                 curve_in(file, path, f"shorter{at}/")
                 for at in range(sum(part.startswith("shorter") for part in parts))
             ),
-            rules={name: rate.item() for name, rate in below(file, "rules/").items()},
+            rules=rules,
+            hyperparameters=hyperparameters,
+            combinations=combinations,
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -89,16 +108,29 @@ class Suggestion:
         ...                 np.array([], np.int32), np.array([[-1]], np.int32))
         >>> json.dumps(Suggestion(0.1, 0.05, 0.2, "A reason.", curve).to_dict())
         '{"learning_rate": 0.1, "low": 0.05, "high": 0.2, "reason": "A reason.", "at_edge": false, \
-"lane_steps": 0, "rules": {}}'
+"lane_steps": 0, "rules": {}, "hyperparameters": {}}'
         """
         scalars = {name: np.asarray(getattr(self, name)).item() for name in _SCALARS}
-        return {**scalars, "rules": {name: float(rate) for name, rate in self.rules.items()}}
+        named = {
+            part: {name: np.asarray(value).item() for name, value in getattr(self, part).items()}
+            for part in _NAMED
+        }
+        return scalars | named
 
     def plot(self, **options: Any) -> Any:
-        """`plots.plot_lr_curve` of the curve, with the suggestion and its interval."""
+        """`plots.plot_lr_curve` of the curve, with the suggestion and its interval.
+
+        Of several combinations of hyperparameters `plots.plot_grid`: the rate and the first of the others that
+        varies, all further ones as suggested.
+        """
         from .. import plots
 
-        return plots.plot_lr_curve(self.curve, suggestion=self, **options)
+        if self.combinations is None:
+            return plots.plot_lr_curve(self.curve, suggestion=self, **options)
+        curve = self.combinations
+        for name in curve.axes[2:]:
+            curve = curve.take(curve.hyperparameters[name] == self.hyperparameters[name])
+        return plots.plot_grid(curve, suggestion=self, **options)
 
     def _repr_png_(self) -> bytes | None:
         return png(self)
@@ -109,13 +141,14 @@ class Suggestion:
         rows = [
             ("learning rate", f"{self.learning_rate:.3g}"),
             ("interval", f"{self.low:.3g} to {self.high:.3g}"),
+            *((name, f"{value:.3g}") for name, value in self.hyperparameters.items()),
             ("lanes diverged", diverged),
             ("lane-steps", f"{self.lane_steps:,}"),
             *((f"  {name}", f"{rate:.3g}") for name, rate in self.rules.items()),
         ]
         if self.rules:
             steps = (*self.shorter, self.curve)[0].losses.shape[-1]
-            rows.insert(4, ("common rules", f"of the runs of {steps} steps"))
+            rows.insert(len(rows) - len(self.rules), ("common rules", f"of the runs of {steps} steps"))
         return "\n".join([*aligned(rows), self.reason])
 
     __repr__ = __str__

@@ -9,6 +9,7 @@ from matplotlib.patches import Rectangle
 
 from ..finder import suggest
 from ..finder.curve import LRCurve
+from ..finder.suggestion import Suggestion
 from .style import Axes, accent, brightness, ink, legend, log_ticks, new_axes, paper, plt, short
 
 LABELS_ON_AXIS = 12
@@ -20,7 +21,7 @@ TOP = 10.0
 SMALLEST, LARGEST, DIGIT = 4.5, 10.0, 0.62
 
 
-def plot_grid(curve: LRCurve, *, ax: Axes | None = None) -> Axes:
+def plot_grid(curve: LRCurve, *, suggestion: Suggestion | None = None, ax: Axes | None = None) -> Axes:
     """The loss at the end over two hyperparameters: the mean over the seeds, one cell a lane, its value in it.
 
     The lower the loss, the brighter the cell. The best one is framed. A cross stands where any seed diverged.
@@ -28,6 +29,7 @@ def plot_grid(curve: LRCurve, *, ax: Axes | None = None) -> Axes:
 
     Args:
       curve: the curve of a sweep over lanes in which two hyperparameters vary, as `grid` makes them.
+      suggestion: what a search over such lanes answered, drawn as a star where it lies among them.
       ax: the axes to draw on; new ones by default.
 
     Returns:
@@ -69,11 +71,25 @@ def plot_grid(curve: LRCurve, *, ax: Axes | None = None) -> Axes:
         label = f"best, {cells[best]:.3g} at {where}"
         frame = Rectangle(best, 1, 1, fill=False, ec=accent(3), lw=2.5, label=label, clip_on=False, zorder=3)
         axes.add_patch(frame)
+    if suggestion is not None:
+        _draw_suggestion(axes, suggestion, names, ticks)
     lost = np.array([place for place in places if np.isnan(cells[place])]).reshape(-1, 2) + 0.5
     if len(lost):
         axes.plot(*lost.T, "x", color=ink(axes), ms=8, mew=1.6, label="diverged")
     legend(axes, above=True, inside=None)
     return axes
+
+
+def _draw_suggestion(axes: Axes, suggestion: Suggestion, names: list[str], ticks: list[np.ndarray]) -> None:
+    """A star: in the row of its combination, and among the rates, which are in equal steps, by their logarithms."""
+    values = {"learning_rate": suggestion.learning_rate, **suggestion.hyperparameters}
+    place = []
+    for name, axis in zip(names, ticks, strict=True):
+        known, value = (np.log(axis), np.log(values[name])) if (axis > 0).all() else (axis, values[name])
+        place.append(np.interp(value, known, np.arange(len(axis)) + 0.5))
+    place[1] += 0.3  # beside the number of the cell
+    label = "suggestion, " + ", ".join(f"{values[name]:.3g}" for name in names)
+    axes.plot(*place, "*", color=accent(0), mec=ink(axes), ms=13, label=label, zorder=4)
 
 
 def _places(curve: LRCurve) -> tuple[list[str], list[np.ndarray], list[tuple[int, int]]]:

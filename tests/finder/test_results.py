@@ -157,7 +157,7 @@ def test_a_suggestion_is_a_dict_of_plain_numbers():
     assert json.loads(json.dumps(said)) == said
     assert said == {
         "learning_rate": 0.15, "low": 0.1, "high": 0.2, "reason": "a reason", "at_edge": False,
-        "lane_steps": 0, "rules": {"valley": 1.0},
+        "lane_steps": 0, "rules": {"valley": 1.0}, "hyperparameters": {},
     }  # fmt: skip
 
 
