@@ -15,14 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from lanes import built
 from targets import FREE, INSTRUCTION, TARGETS, Program, bytes_moved, compile_for
 
-from optax_lr.engine.layout import Layout
-from optax_lr.engine.program import TRAIN, Builder, arguments
-from optax_lr.engine.task import Leaves, look_at
-from optax_lr.finder.inputs import pose
+from optax_lr.engine.program import Builder
 from optax_lr.finder.problem import Problem
-from optax_lr.finder.search import example_lane
 
 LANES, BATCH, STEPS, MIB = 32, 64, 8, 2**20
 DIM, HEADS, TOKENS, WINDOWS = 64, 4, 64, 16
@@ -103,35 +100,17 @@ MODELS = {make.__name__: make for make in (mlp, cnn, transformer)}
 
 
 @functools.cache
-def builder(name: str, lanes: int, seeds: int) -> tuple[Builder, Any]:
+def program(name: str, lanes: int = LANES, seeds: int = 1) -> tuple[Builder, list[Any]]:
     """The finder's own functions of a model under Adam, in a grid of seeds and lanes."""
     model = MODELS[name]()
-    lane = example_lane({"learning_rate": 0.1}, STEPS)
-    posed = pose(
-        Problem(model.loss), model.params, optax.adam, model.batches, model_state=None, opt_state=None,
-        eval_batch=None, lane=lane, read=STEPS, seeds=seeds, key=None,
-    )  # fmt: skip
-    data = posed.data
-    batch = jax.tree.map(lambda leaf: leaf[0], data.batches)
-    form, traces = look_at(
-        posed.trainers[0].task(evaluates=False), data.start_of(0), lane, batch, None, data.key_impl
-    )
-    return Builder(form, traces, Layout(width=lanes, seeds=seeds, window=256), data.key_impl), data
-
-
-@functools.cache
-def shapes(name: str, lanes: int = LANES, seeds: int = 1) -> list[Any]:
-    build, data = builder(name, lanes, seeds)
-    given = arguments(
-        build, longest=STEPS, batches=Leaves.of(data.batches), shardings=None, words=data.bits.size
-    )
-    return [given[argument][0] for argument in TRAIN]
+    problem = Problem(model.loss)
+    return built(problem, model.params, optax.adam, model.batches, steps=STEPS, lanes=lanes, seeds=seeds)
 
 
 @functools.cache
 def compiled(target: str, name: str, seeds: int) -> Program:
-    build, _ = builder(name, LANES, seeds)
-    return compile_for(target, build.train, shapes(name, LANES, seeds), donate=(0, 1))
+    build, shapes = program(name, LANES, seeds)
+    return compile_for(target, build.train, shapes, donate=(0, 1))
 
 
 def plain(target: str, name: str, seeds: int) -> Program:
@@ -208,8 +187,8 @@ def test_where_a_run_begins_nothing_that_moves_is_copied(target):
 def test_a_lane_costs_what_it_costs_alone():
     flops = {}
     for lanes in (1, 32):
-        build, _ = builder("mlp", lanes, 1)
-        flops[lanes] = jax.jit(build.train).lower(*shapes("mlp", lanes)).cost_analysis()["flops"] / lanes
+        build, shapes = program("mlp", lanes)
+        flops[lanes] = jax.jit(build.train).lower(*shapes).cost_analysis()["flops"] / lanes
     assert flops[32] <= 1.05 * flops[1]
 
 

@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 
+import backbone
 import jax
 import numpy as np
 import pytest
@@ -25,8 +26,10 @@ if sys.argv[2] == "1":
 import numpy as np
 from jax.sharding import PartitionSpec as P
 import test_searches_on_meshes as meshes
+import backbone
 from searches import BATCHES, DRAWING, SEARCHES, numbers
 found = {name: search() for name, search in (SEARCHES | DRAWING).items()}
+found["shared backbone"] = backbone.search()
 mesh = meshes.jax.make_mesh((4,), ("data",), axis_types=(meshes.AXES["Auto"],))
 folder = pathlib.Path(sys.argv[4])
 params, split = meshes.placed(mesh, P(None, "data")), meshes.split(mesh)
@@ -82,3 +85,10 @@ def test_both_hosts_have_the_whole_answer(hosts):
     assert one.keys() == other.keys()
     for name in one:
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
+
+
+def test_two_hosts_share_a_backbone_and_find_the_curves_of_one_device(hosts):
+    expected = numbers(backbone.search(mesh=Mesh(np.array(jax.devices()[:1]), ("x",))))
+    for host in hosts:
+        for name, values in expected.items():
+            np.testing.assert_allclose(host[f"shared backbone/{name}"], values, rtol=2e-5, atol=1e-6)
