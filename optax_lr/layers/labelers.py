@@ -14,7 +14,9 @@ from .patterns import compiled_patterns, first_match, first_matches
 def label_by_path(rules: Mapping[str, Label], *, default: Label | None = None) -> Labeler:
     """Label each parameter by the first rule that its whole path matches.
 
-    Arrays of integers, such as a counter beside the parameters, need no rule.
+    Arrays of integers, such as a counter beside the parameters, need no rule. A variable that a Flax module holds
+    in two places (a tied table) has one path, the first of them, and one label; two leaves of a plain tree are two
+    parameters, tied or not.
 
     Args:
       rules: from regular expressions to labels, strings or integers; the first that matches wins.

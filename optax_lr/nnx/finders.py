@@ -34,6 +34,11 @@ def lr_find(
     starts with those of the module. The module itself is as it was, every variable and count.
 
     Validation sees a copy after `.eval()`: no dropout, running averages. Other modes are set inside `eval_fn`.
+    All lanes of a seed see the same dropout, and what they differ by is the rate; another seed sees another.
+
+    A frozen body, by `wrt` or by label, is still in training mode: it drops out, and its running statistics move,
+    since they are no parameters. `model.body.eval()` before the search holds both, as it does in training. A
+    variable that the module holds in two places (a tied table) is one parameter, which stays tied.
 
     Args:
       loss_fn: `(model, batch) -> loss`, a scalar; `(model, batch, key)` with `with_key=True`; `(loss, metrics)`,

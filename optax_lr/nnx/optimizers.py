@@ -122,6 +122,12 @@ def set_unfreezing_steps(optimizer: nnx.Optimizer, starts: Mapping[Label, Scalar
 def trainable(labels: Labeler | Labels, names: Label | Collection[Label], *, wrt: Any = nnx.Param) -> Any:
     """A filter of the variables that have some labels, so that no other gradient is ever taken.
 
+    Scales and biases of a frozen batch norm are parameters and stay; its running statistics are none, and move
+    until that part of the model is set to `.eval()`. Filters go together in a tuple, `wrt=(nnx.LoRAParam, head)`:
+    what either of them selects. Optimizers whose filters select different variables train side by side, each with a
+    rate of its own; `nnx.filter_state(gradients, wrt)` gives each its gradients. `nnx.LoRA` around a loaded layer
+    keeps its weights under `base_module`, where `nnx.LoRAParam` does not select them.
+
     One and the same filter goes into `nnx.Optimizer(model, transformation, wrt=...)`, which then keeps a state
     for these variables alone, and into `nnx.grad(loss_fn, argnums=nnx.DiffState(0, ...))`.
 
