@@ -34,11 +34,11 @@ ROOMS = {
     "carry": "leaves counts numbers carrying",
     "engine": (
         "results runs unchanged layout task batches lengths program programs choose checkpoints progress "
-        "arrays jobs workers session engine sweep"
+        "arrays jobs workers reference session engine sweep"
     ),
     "finder": (
-        "files curve suggestion comparison rules stable classic regimes suggest verdict histories "
-        "diagnose grids problem optimizer tables views training inputs policies finalists combinations search find "
+        "files curve suggestion comparison judging rules stable classic regimes suggest verdict histories diagnose "
+        "grids problem optimizer tables views ceilings training inputs policies finalists combinations search find "
         "sweep range_test refind compared compare curvature transfer"
     ),
     "plots": "style heat_map histories rates schedules comparisons effective widths",

@@ -87,12 +87,13 @@ def _over(function: Callable, size: int, axes: tuple, out: Any) -> Callable:
 
 
 class Builder(NamedTuple):
-    """The functions that are compiled, for a form and a layout."""
+    """The functions that are compiled, for a form and a layout; without `trains`, a step learns nothing."""
 
     form: Form
     traces: Traces
     layout: Layout
     key_impl: str
+    trains: bool = True
 
     def begin(
         self, start: Sequence[Any], constants: Sequence[Any], lane: Sequence[Any], seed: Any
@@ -158,6 +159,10 @@ class Builder(NamedTuple):
             state,
         )[1:]
 
+    def look(self, *arguments: Any) -> tuple[list[Any], Any, Any]:
+        """What `train` reports where no step learns anything."""
+        return self._replace(trains=False).train(*arguments)
+
     def one_step(
         self, at: Any, constants: list[Any], factor: Any, moving: list[Any], track: Any, fixed: list[Any],
         lane: list[Any], batch: list[Any], key: Any, end: Any, ceiling: Any,
@@ -169,9 +174,14 @@ class Builder(NamedTuple):
         carry = form.merged(form.own.typed(moving), fixed)
         leaves = self.traces.step(constants, carry, form.lane.typed(lane), batch, [drawn])
         after, said = self.traces.step.out.tree(leaves)
+        flat = jax.tree.leaves(after)
+        if not self.trains:
+            # Nothing reads the gradient then, and the compiler leaves out the backward pass.
+            chosen = zip(form.goes_on, flat, carry, strict=True)
+            flat = [now if goes_on else old for goes_on, now, old in chosen]
         limit = jax.lax.dynamic_index_in_dim(ceiling, at, keepdims=False)
         live, tracked = _judged(track, at, said["loss"], factor, limit, end)
-        new = [key_bits(leaf) for leaf in form.split(jax.tree.leaves(after), moves=True)]
+        new = [key_bits(leaf) for leaf in form.split(flat, moves=True)]
         if self.layout.freeze:
             goes_on = live & (tracked[3] < 0)
             new = [jnp.where(goes_on, now, old) for now, old in zip(new, moving, strict=True)]
@@ -248,6 +258,24 @@ def compile_programs(
     if evaluate is not None:
         needed = max(needed, bytes_needed(evaluate, given["batches"][0]))
     return Programs(train, evaluate, given["moving"][0], needed)
+
+
+def compile_looks(
+    builder: Builder,
+    evaluate: Any,
+    *,
+    longest: int,
+    batches: Leaves,
+    shardings: Sequence[Any] | None,
+    words: int,
+) -> Programs:
+    """Compile what looks without training, and what evaluates where that is not compiled yet."""
+    layout = builder.layout
+    given = arguments(builder, longest=longest, batches=batches, shardings=shardings, words=words)
+    look = _compiled(builder.look, layout, [given[name] for name in TRAIN], out=(0, 0, 2), donated=(0, 1))
+    if evaluate is None and builder.traces.evaluate:
+        evaluate = _compiled(builder.evaluate, layout, [given[name] for name in EVALUATE], out=1)
+    return Programs(look, evaluate, given["moving"][0], bytes_needed(look, given["eval_batch"][0]))
 
 
 def arguments(

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding
 from ..types import PyTree
 from .batches import Data
 from .layout import ALL, Layout, context, mesh_in_force, mesh_of_user
-from .program import Builder, Programs, compile_programs
+from .program import Builder, Programs, compile_looks, compile_programs
 from .task import Form, Leaves, Task, Traces, is_explicit, look_at
 
 # How many searches of one function keep their programs.
@@ -45,20 +45,34 @@ class ProgramsOf:
         """The programs of a layout, of which a call reads so many batches."""
         which = (layout, rows)
         if which not in self._made:
-            if self._traces is None:
-                self._look()
-            assert self._traces is not None
-            builder = Builder(self.form, self._traces, layout, self._data.key_impl)
-            batches = Leaves.of(jax.tree.map(lambda leaf: _rows_of(leaf, rows), self._data.batches))
             with context(layout.mesh):
-                self._made[which] = compile_programs(
-                    builder,
-                    longest=self._room,
-                    batches=batches,
-                    shardings=self._shardings(layout),
-                    words=self._data.bits.size,
+                self._made[which] = compile_programs(self._builder(layout), **self._sizes(layout, rows))
+        return self._made[which]
+
+    def looks(self, layout: Layout, rows: int) -> Programs:
+        """The programs that report what runs would without training."""
+        which = (layout, rows, "looks")
+        if which not in self._made:
+            alike = self._made.get((layout, rows))
+            with context(layout.mesh):
+                self._made[which] = compile_looks(
+                    self._builder(layout), alike and alike.evaluate, **self._sizes(layout, rows)
                 )
         return self._made[which]
+
+    def _builder(self, layout: Layout) -> Builder:
+        if self._traces is None:
+            self._look()
+        assert self._traces is not None
+        return Builder(self.form, self._traces, layout, self._data.key_impl)
+
+    def _sizes(self, layout: Layout, rows: int) -> dict[str, Any]:
+        return {
+            "longest": self._room,
+            "batches": Leaves.of(jax.tree.map(lambda leaf: _rows_of(leaf, rows), self._data.batches)),
+            "shardings": self._shardings(layout),
+            "words": self._data.bits.size,
+        }
 
     def text(self) -> str:
         """The traced functions in words."""

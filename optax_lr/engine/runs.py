@@ -40,6 +40,29 @@ class Plan(NamedTuple):
         return int(self.steps.max())
 
 
+class Reference(NamedTuple):
+    """What the runs of a search would report if nothing were trained; it grows by seeds.
+
+    Attributes:
+      seeds: int64 [seeds].
+      metrics: by name, what training steps would report, float32 [seeds, longest]; none where evaluations judge.
+      evals: by name, what each evaluation would report, float32 [seeds, evals]; none where training steps judge.
+      eval_steps: after how many steps; of starts that are evaluated as they are, 1.
+      passes: how many forward passes it took.
+    """
+
+    seeds: Int[np.ndarray, " seeds"]
+    metrics: Mapping[str, np.ndarray]
+    evals: Mapping[str, np.ndarray]
+    eval_steps: tuple[int, ...]
+    passes: int
+
+
+NO_REFERENCE = Reference(np.zeros(0, np.int64), {}, {}, (), 0)
+# How many forward passes cost as much as a training step.
+PASSES_PER_STEP = 3
+
+
 class Runs:
     """All rows of a search; it grows by a plan at a time, a *round*.
 
@@ -50,6 +73,7 @@ class Runs:
       eval_steps: by row, after how many steps it is evaluated.
       metrics: by name, float32 [rows, longest]; NaN where no step was made.
       evals: by name, float32 [rows, most evaluations]; NaN where none was made.
+      reference: what the same runs would report without training.
     """
 
     def __init__(self, metrics: Sequence[str] = (), evals: Sequence[str] = ()):
@@ -59,6 +83,7 @@ class Runs:
         self.eval_steps: list[tuple[int, ...]] = []
         self.metrics = {name: np.zeros((0, 0), np.float32) for name in metrics}
         self.evals = {name: np.zeros((0, 0), np.float32) for name in evals}
+        self.reference = NO_REFERENCE
 
     def __len__(self) -> int:
         return len(self.eval_steps)
@@ -70,8 +95,11 @@ class Runs:
 
     @property
     def price(self) -> int:
-        """The training steps of all rows, each counted up to its stop, however they were laid out."""
-        return int(self.columns["done"].sum())
+        """The training steps of all rows, each counted up to its stop, however they were laid out.
+
+        Three forward passes of the reference count as one.
+        """
+        return int(self.columns["done"].sum()) + -(-self.reference.passes // PASSES_PER_STEP)
 
     def append(self, plan: Plan) -> np.ndarray:
         """Ask for the rows of a plan; returns their indices."""
@@ -122,6 +150,7 @@ class Runs:
         some.eval_steps = [self.eval_steps[row] for row in rows]
         some.metrics = {name: values[rows] for name, values in self.metrics.items()}
         some.evals = {name: values[rows] for name, values in self.evals.items()}
+        some.reference = self.reference
         return some
 
     def record(self, row: int, begin: int, reports: Mapping[str, Float[np.ndarray, "count"]]) -> None:
@@ -166,6 +195,11 @@ class Runs:
         """All of the table as named arrays, for a file; `from_arrays` reads them."""
         parts = ("lanes", "tables", "columns", "metrics", "evals")
         arrays = {f"{part}/{name}": x for part in parts for name, x in getattr(self, part).items()}
+        known = self.reference
+        for part, named in (("metrics", known.metrics), ("evals", known.evals)):
+            arrays |= {f"reference/{part}/{name}": values for name, values in named.items()}
+        arrays["reference/seeds"], arrays["reference/passes"] = known.seeds, np.array(known.passes)
+        arrays["reference/eval_steps"] = np.array(known.eval_steps, np.int64)
         most = max(map(len, self.eval_steps), default=0)
         steps = [[*each, *[0] * (most - len(each))] for each in self.eval_steps]
         return {**arrays, "eval_steps": np.array(steps, np.int64).reshape(len(self), most)}
@@ -174,10 +208,21 @@ class Runs:
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "Runs":
         """The table that `arrays` took apart."""
         runs = cls()
+        known: dict[str, dict[str, np.ndarray]] = {"metrics": {}, "evals": {}}
         for path, values in arrays.items():
             part, _, name = path.partition("/")
-            if name:
+            kind, _, metric = name.partition("/")
+            if part == "reference" and metric:
+                known[kind][metric] = values
+            elif name and part != "reference":
                 getattr(runs, part)[name] = values
+        runs.reference = Reference(
+            arrays["reference/seeds"],
+            known["metrics"],
+            known["evals"],
+            tuple(arrays["reference/eval_steps"].tolist()),
+            int(arrays["reference/passes"]),
+        )
         runs.eval_steps = [tuple(step for step in row if step) for row in arrays["eval_steps"].tolist()]
         return runs
 

@@ -6,27 +6,26 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import jax
 import numpy as np
 
-from ..types import Float, PyTree
+from ..types import PyTree
 from . import checkpoints
 from .arrays import edged, placed
 from .batches import Data, power_of_two
 from .checkpoints import Folder, Saved, UnderWay, as_saved, digest, digest_of_program
 from .choose import choose, fitted
-from .jobs import Job, Pace, Work, jobs_of, streamed_batches
+from .jobs import Pace, Work, jobs_of, streamed_batches
 from .layout import Layout, context
 from .program import Programs
 from .programs import ProgramsOf
 from .progress import Bar
+from .reference import Wanted, completed, plan_of
 from .runs import Plan, Runs
 from .task import Task, on_host
-from .workers import asked_to_stop, run_jobs, settings_of_threads
-
-Ceilings: TypeAlias = Float[np.ndarray, "rows steps"] | None
+from .workers import asked_to_stop, look_at_starts, run_job, run_jobs, settings_of_threads
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -40,6 +39,9 @@ class Opening:
       stop_factor: how far a loss may rise before its run is stopped; see `sweep`.
       keep: whose carry is kept when its run has ended: "all", or a function `(runs, row) -> score` and then the row
         of the lowest, or None.
+      reference: what is to be known of runs without training before others run, or None.
+      ceilings: `(before, rows) -> float32 [rows, longest]`, from the rounds before and the rows of a round: a row
+        stops where the average of its loss is above its own. None stops no row so.
       settings: what the search depends on beside task and data, by the name that an error says.
       description: what the bar shows.
     """
@@ -50,6 +52,8 @@ class Opening:
     longest: int
     stop_factor: float = float("inf")
     keep: Literal["all"] | Callable[[Runs, int], float] | None = None
+    reference: Wanted | None = None
+    ceilings: Callable[[Runs, Runs], np.ndarray] | None = None
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     description: str = "sweep"
 
@@ -108,24 +112,21 @@ class Session:
         """How many steps that had been made after the checkpoint are made again."""
         return self._folder.redone if self._folder else 0
 
-    def run(self, plan: Plan, description: str, ceilings: Ceilings = None) -> None:
-        """Ask for the rows of a plan and run them: a round.
-
-        Args:
-          ceilings: float32 [rows of the plan, longest]: a row stops where the average of its loss is above its own;
-            infinite where None.
-        """
+    def run(self, plan: Plan, description: str) -> None:
+        """Ask for the rows of a plan and run them: a round; before it, what they would give without training."""
+        if self._opening.reference is not None and not self._observe(plan, self._opening.reference):
+            return
         rows = self.runs.append(plan)
         self._save()
-        self._finish(rows, description, ceilings)
+        self._finish(rows, description)
         self._tell(rows, description)
 
-    def finish(self, description: str, ceilings: Ceilings = None) -> None:
+    def finish(self, description: str) -> None:
         """Run the rows that were asked for before a kill, and have not ended; with the ceilings of their round."""
         if len(rows := self.runs.unfinished()):
             rounds = self.runs.columns["round"]
             every = np.flatnonzero(rounds == rounds[rows[0]])
-            self._finish(every, description, ceilings)
+            self._finish(every, description)
             self._tell(every, description)
 
     def carry(self, row: int) -> PyTree:
@@ -139,7 +140,7 @@ class Session:
         ]
         if any(leaf is None for leaf in whole) and self._task.begin:
             # What all lanes share and no leaf of the start holds.
-            lane = form.lane.tree(self._lane_leaves(np.int64(row)))
+            lane = form.lane.tree(self._lane_leaves(self.runs, np.int64(row)))
             begun = jax.tree.leaves(self._task.begin(start, lane, np.int32(seed)))
             whole = [on_host(new) if leaf is None else leaf for leaf, new in zip(whole, begun, strict=True)]
         return form.carry.tree(whole)
@@ -229,9 +230,8 @@ class Session:
             row, at = map(int, name.split("/"))
             self.kept.setdefault(row, []).append(as_saved(kept[name], shapes[at]))
 
-    def _lane_leaves(self, rows: Any) -> list[np.ndarray]:
+    def _lane_leaves(self, runs: Runs, rows: Any) -> list[np.ndarray]:
         """The lanes of some rows, as the programs take them."""
-        runs = self.runs
         tables = {name: edged(values[rows], self._room) for name, values in runs.tables.items()}
         named = {**{name: values[rows] for name, values in runs.lanes.items()}, **tables}
         leaves = [named[name] for name in self._names]
@@ -261,15 +261,56 @@ class Session:
         if told is not None and not self.stopped and jax.process_index() == 0:
             told([{"description": description, **run} for run in self.runs.records(rows)])
 
-    def _finish(self, rows: np.ndarray, description: str, ceilings: Ceilings) -> None:
-        while not self._fits(rows, description, ceilings):
+    def _observe(self, plan: Plan, wanted: Wanted) -> bool:
+        """Complete the reference by the seeds of a plan; whether nothing interrupted it."""
+        form, data, known = self.form, self._data, self.runs.reference
+        missing, found = plan_of(known, plan, wanted, form, data), None
+        if missing is not None:
+            found = Runs(form.metrics, form.evals)
+            found.append(missing)
+            while not self._fits(functools.partial(self._run_still, found, wanted.of_starts(form))):
+                self._halve()
+        if not self.stopped:
+            self.runs.reference = completed(known, plan, found, wanted, form, data)
+        return not self.stopped
+
+    def _run_still(self, found: Runs, of_starts: bool) -> None:
+        """Run the rows of a table without training; where starts tell all, their evaluations."""
+        layout, programs, stop = self._choice.layout, self._made, threading.Event()
+        # A call of no steps leaves what began as it is; a lone step that nothing freezes does not.
+        looks = of_starts and (layout.window > 1 or layout.freeze)
+        if not looks:
+            layout = layout._replace(width=layout.devices if layout.width else 0)
+            programs = self._programs.looks(layout, self._rows_read(layout))
+        ceilings = np.broadcast_to(np.float32(np.inf), (len(found), self._room))
+        work = self._work(stop, ceilings)._replace(
+            layout=layout,
+            programs=programs,
+            runs=found,
+            factor=np.float32(np.inf),
+            lane_leaves=functools.partial(self._lane_leaves, found),
+            pace=Pace(),
+            deposits={},
+            deposit_every=None,
+            keep=lambda row, leaves: None,
+            say=lambda *_: None,
+            save_if_due=lambda: None,
+        )
+        jobs = jobs_of(found, np.arange(len(found)), layout)
+        with asked_to_stop(stop), context(layout.mesh):
+            run_jobs(work, jobs, {}, settings_of_threads(), look_at_starts if looks else run_job)
+        self.stopped = bool(layout.agree(stop.is_set()))
+
+    def _finish(self, rows: np.ndarray, description: str) -> None:
+        ceilings = self._ceilings_of(rows)
+        while not self._fits(functools.partial(self._attempt, rows, description, ceilings)):
             # Here, and not where the error is handled: it holds the arrays of the calls that it ended.
             self._halve()
 
-    def _fits(self, rows: np.ndarray, description: str, ceilings: Ceilings) -> bool:
+    def _fits(self, run: Callable[[], None]) -> bool:
         """Run some rows; whether the device had memory for it."""
         try:
-            self._attempt(rows, description, ceilings)
+            run()
         except jax.errors.JaxRuntimeError as error:
             layout = self._choice.layout
             if "RESOURCE_EXHAUSTED" not in str(error) or layout.width <= layout.devices:
@@ -286,7 +327,7 @@ class Session:
         self._deposits.clear()
         self._under_way.clear()
 
-    def _attempt(self, rows: np.ndarray, description: str, ceilings: Ceilings) -> None:
+    def _attempt(self, rows: np.ndarray, description: str, ceilings: np.ndarray) -> None:
         runs, layout = self.runs, self._choice.layout
         unfinished = set(runs.unfinished().tolist())
         jobs = [job for job in jobs_of(runs, rows, layout) if unfinished & set(job.some.tolist())]
@@ -295,26 +336,27 @@ class Session:
         over = steps - int(runs.columns["steps"][list(unfinished & set(rows.tolist()))].sum())
         self._bar.expect(description, len(rows), steps, over + made)
         stop = threading.Event()
-        work = self._work(jobs, stop, self._ceilings_of(rows, ceilings))
+        work = self._work(stop, ceilings)
         with asked_to_stop(stop):
             try:
                 with context(layout.mesh):
-                    run_jobs(work, jobs, self._under_way, settings_of_threads())
+                    run_jobs(work, jobs, self._under_way, settings_of_threads(), run_job)
             finally:
                 self._under_way = {}
                 self._save()
         self.stopped = bool(layout.agree(stop.is_set()))
 
-    def _ceilings_of(self, rows: np.ndarray, ceilings: Ceilings) -> np.ndarray:
-        """A ceiling for every step of every row of the table."""
-        none = np.broadcast_to(np.float32(np.inf), (len(self.runs), self._room))
-        if ceilings is None:
+    def _ceilings_of(self, rows: np.ndarray) -> np.ndarray:
+        """A ceiling for every step of every row of the table; those of a round know the rounds before."""
+        none, runs = np.broadcast_to(np.float32(np.inf), (len(self.runs), self._room)), self.runs
+        if self._opening.ceilings is None:
             return none
+        before = runs.where(round=range(int(runs.columns["round"][rows[0]])))
         every = none.copy()
-        every[rows] = edged(ceilings, self._room)
+        every[rows] = edged(self._opening.ceilings(before, runs.take(rows)), self._room)
         return every
 
-    def _work(self, jobs: list[Job], stop: threading.Event, ceilings: np.ndarray) -> Work:
+    def _work(self, stop: threading.Event, ceilings: np.ndarray) -> Work:
         return Work(
             layout=self._choice.layout,
             programs=self._made,
@@ -324,7 +366,7 @@ class Session:
             factor=np.float32(self._opening.stop_factor),
             ceilings=ceilings,
             names=(self.form.metrics, self.form.evals),
-            lane_leaves=self._lane_leaves,
+            lane_leaves=functools.partial(self._lane_leaves, self.runs),
             pace=self._pace,
             lock=self._lock,
             stop=stop,

@@ -30,6 +30,8 @@ class Task(NamedTuple):
       step: `step(carry, lane, batch, key) -> (carry, metrics)`, with `metrics["loss"]` before the update.
       begin: `begin(start, lane, seed) -> carry`; None where the start is the carry.
       evaluate: `evaluate(carry, eval_batch) -> metrics`, or None.
+      still: `still(before, after) -> carry`, what a step leaves behind where nothing is trained, of parts of the
+        carry before it and of that after it; None where nobody asks what no training would give.
       functions: the user's own functions; programs are kept for as long as the first of them lives.
       static: what else tells two tasks of the same functions apart.
     """
@@ -37,6 +39,7 @@ class Task(NamedTuple):
     step: StepFn
     begin: Callable[[PyTree, PyTree, Any], PyTree] | None = None
     evaluate: Callable[[PyTree, PyTree], Metrics] | None = None
+    still: Callable[[PyTree, PyTree], PyTree] | None = None
     functions: tuple[Callable | None, ...] = ()
     static: Hashable = None
 
@@ -186,6 +189,7 @@ class Form(NamedTuple):
       moving: for each leaf of the carry, whether it is a lane's own. The others are returned by every step as they
         came and depend on no lane: all lanes share them.
       sources: for each leaf of the carry, the leaf of the start that it begins as, or None.
+      goes_on: for each leaf of the carry, whether a step without training moves it on, such as a model state.
       metrics, evals: the names of what is reported.
       convolves: whether there is a convolution in the step.
       draws: whether the step reads its random key.
@@ -199,6 +203,7 @@ class Form(NamedTuple):
     carry: Leaves
     moving: tuple[bool, ...]
     sources: tuple[int | None, ...]
+    goes_on: tuple[bool, ...]
     metrics: tuple[str, ...]
     evals: tuple[str, ...]
     convolves: bool
@@ -213,6 +218,13 @@ class Form(NamedTuple):
     def split(self, carry: Sequence[Any], *, moves: bool) -> list[Any]:
         """The leaves of a carry that are a lane's own, or those that are shared."""
         return [leaf for leaf, own in zip(carry, self.moving, strict=True) if own == moves]
+
+    @property
+    def repeats(self) -> bool:
+        """Whether a batch gives the same, whenever it comes and on whichever seed, where nothing is trained."""
+        return not self.draws and not any(
+            on and own for on, own in zip(self.goes_on, self.moving, strict=True)
+        )
 
     @property
     def own(self) -> Leaves:
@@ -261,12 +273,21 @@ def look_at(
         carry=carry,
         moving=tuple(own or not same for own, same in zip(of_lane, kept, strict=True)),
         sources=tuple(at if at is not None and at < count else None for at in sources(begin.closed)),
+        goes_on=_goes_on(task, carry),
         metrics=tuple(metrics),
         evals=tuple(traces.evaluate.out.example()) if traces.evaluate else (),
         convolves=any(each.primitive.name == "conv_general_dilated" for each in equations(jaxpr)),
         draws=_reads(jaxpr, jaxpr.invars[-1]),
         mesh=_mesh_named_by(traces),
     ), traces
+
+
+def _goes_on(task: Task, carry: Leaves) -> tuple[bool, ...]:
+    count = len(carry.shapes)
+    if task.still is None:
+        return (True,) * count
+    before, after = (carry.tree([after] * count) for after in (False, True))
+    return tuple(jax.tree.leaves(task.still(before, after)))
 
 
 def _traced_metrics(name: str, function: Callable | None, *arguments: Leaves) -> Traced | None:

@@ -23,10 +23,16 @@ from .layout import ROWS, Layout
 from .program import TRACK
 
 
-def run_jobs(work: Work, jobs: Sequence[Job], saved: Mapping[int, UnderWay], settings: Sequence[Any]) -> None:
+def run_jobs(
+    work: Work,
+    jobs: Sequence[Job],
+    saved: Mapping[int, UnderWay],
+    settings: Sequence[Any],
+    run: Callable[[Work, Job, UnderWay | None], None],
+) -> None:
     """Bring every job to its end, or to the end of a call once all are to stop; the first error ends all.
 
-    `settings` are contexts of JAX's configuration that a worker's thread enters.
+    `settings` are contexts of JAX's configuration that a worker's thread enters; `run` is `run_job`, or another.
     """
     todo, errors = deque(jobs), []
 
@@ -36,7 +42,7 @@ def run_jobs(work: Work, jobs: Sequence[Job], saved: Mapping[int, UnderWay], set
                 job = todo.popleft() if todo else None
             if job is None:
                 return
-            run_job(work, job, saved.get(int(job.some[0])))
+            run(work, job, saved.get(int(job.some[0])))
 
     def in_thread() -> None:
         try:
@@ -103,6 +109,24 @@ def run_job(work: Work, job: Job, saved: UnderWay | None) -> None:
     if over and layout.mesh is None:
         with work.lock:
             work.spares.append((moving, track))
+
+
+def look_at_starts(work: Work, job: Job, saved: UnderWay | None) -> None:
+    """Evaluate what the rows of a job start from: a call of no steps, and an evaluation."""
+    layout, programs = work.layout, work.programs
+    feed = Feed(work, job)
+    _, _, moving, track = _begun(work, job, None)
+    batches, order = feed.window(0, 1)
+    nothing = layout.put([np.zeros(layout.rows, np.int32)], ROWS)[0]
+    moving, track, _ = programs.train(
+        moving, track, feed.start, feed.of_train, feed.lane, feed.number(0), feed.number(0), nothing,
+        feed.factor, batches, order, feed.ceiling, feed.key, feed.seed,
+    )  # fmt: skip
+    evals = _evaluated(work, job, feed, moving)
+    for row, place in _cells(job):
+        for name, value in zip(work.names[1], evals, strict=True):
+            work.runs.evals[name][row, 0] = value[place]
+        work.runs.end(row, 1, -1, 0)
 
 
 def _begun(work: Work, job: Job, saved: UnderWay | None) -> tuple[int, int, list[Any], Any]:

@@ -13,12 +13,13 @@ from ..engine.runs import Plan, Runs
 from . import rules
 from .comparison import INTERVAL_LEVEL, SEARCH_LEVEL, excess, noise_threshold
 from .curve import LRCurve
+from .judging import judged
 from .policies import AllDivergedError, Asked, Policy
 from .suggestion import Suggestion
 from .views import curve_of
 
-# A combination is dropped if its lowest loss is above that of the best by more than this share and by more than the
-# noise: the rates of a phase are coarse, and the best one may lie between two of them.
+# A combination is dropped if its lowest loss is above the best one's by more than this share of what that fell, and by
+# more than the noise: the rates of a phase are coarse, and the best one may lie between two of them.
 CLEARLY_WORSE = 0.1
 
 
@@ -38,6 +39,11 @@ class Combinations(Policy):
     def longest(self) -> int:
         """The longest run, of any combination."""
         return self.alone.longest
+
+    @property
+    def evals(self) -> tuple[int, ...]:
+        """All steps after which runs are evaluated, of any combination."""
+        return self.alone.evals
 
     @property
     def count(self) -> int:
@@ -64,15 +70,14 @@ class Combinations(Policy):
         # After an interrupt some may have run further than others.
         longest = max(curve.losses.shape[-1] for curve in last.values())
         ended = [which for which in left if last[which].losses.shape[-1] == longest]
-        losses = _lowest([last[which] for which in ended])
-        best = ended[int(losses.mean(axis=0).argmin())]
-        others = sum(self.of(runs, which).price for which in range(self.count) if which != best)
+        heights = _lowest([last[which] for which in ended])
+        best = ended[int(heights.mean(axis=0).argmin())]
         return dataclasses.replace(
             found[best],
-            reason=f"{found[best].reason[:-1]}{self._said(ended, best, losses)}.",
+            reason=f"{found[best].reason[:-1]}{self._said(ended, best, heights)}.",
             hyperparameters={name: values[best].item() for name, values in self.axes.items()},
             combinations=curve_of(runs.where(stage=0)) if self.count > 1 else None,
-            lane_steps=found[best].lane_steps + others,
+            lane_steps=runs.price,
         )
 
     def of(self, runs: Runs, which: int) -> Runs:
@@ -109,8 +114,8 @@ class Combinations(Policy):
         """Those whose lowest loss in a phase is not clearly above that of the best."""
         stages = [stage for stage in set(runs.columns["stage"].tolist()) if self.phase(stage) == phase]
         curves = [curve_of(self.of(runs, which).where(stage=stages)) for which in left]
-        losses = _lowest(curves)
-        above = excess(losses) > noise_threshold(losses, SEARCH_LEVEL, CLEARLY_WORSE)
+        heights = _lowest(curves)
+        above = excess(heights) > noise_threshold(heights, SEARCH_LEVEL, CLEARLY_WORSE)
         return [which for which, worse in zip(left, above, strict=True) if not worse]
 
     def _joined(self, asked: Mapping[int, Asked]) -> Asked:
@@ -129,14 +134,14 @@ class Combinations(Policy):
         description = next(iter(asked.values())).description
         return Asked(joined, description if self.count == 1 else f"{description}, {len(asked)} combinations")
 
-    def _said(self, ended: Sequence[int], best: int, losses: np.ndarray) -> str:
+    def _said(self, ended: Sequence[int], best: int, heights: np.ndarray) -> str:
         """Which combination is the best, of how many, and which cannot be told from it."""
         if self.count == 1:
             return ""
         dropped = self.count - len(ended)
         words = f"; {self._named(best)} is the best of {self.count} combinations"
         words += f", of which {dropped} clearly worse in shorter runs" if dropped else ""
-        near = excess(losses) <= noise_threshold(losses, INTERVAL_LEVEL)
+        near = excess(heights) <= noise_threshold(heights, INTERVAL_LEVEL)
         alike = [
             self._named(which) for which, close in zip(ended, near, strict=True) if close and which != best
         ]
@@ -147,6 +152,11 @@ class Combinations(Policy):
 
 
 def _lowest(curves: Sequence[LRCurve]) -> np.ndarray:
-    """The losses of the best lane of each curve, on the seeds that all of them have; [seeds, curves]."""
+    """The heights of the best lane of each curve, on the seeds that all of them have; [seeds, curves].
+
+    All are above one reference, that of the first curve, since all combinations have the same starts and data.
+    """
     seeds = min(len(curve.losses) for curve in curves)
-    return np.stack([rules.final_losses(curve)[:seeds, rules.best_lane(curve)] for curve in curves], axis=1)
+    losses = [rules.final_losses(curve)[:seeds, rules.best_lane(curve)] for curve in curves]
+    reference = np.nanmean(rules.final_losses(curves[0]) - judged(curves[0])[-1].heights, axis=1)[:seeds]
+    return np.stack(losses, axis=1) - reference[:, None]

@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import checks
 from ..types import Float
-from .comparison import excess, interval, lowest_lane, lowest_size, span_around
+from .comparison import excess, interval, lowest_lane, span_around
 from .curve import LRCurve, aligned, judged_losses, png
 from .rules import final_losses
 from .suggestion import Suggestion
@@ -114,7 +114,7 @@ class Comparison:
             return None
         curve = found.curve if found.finalists is None else found.finalists
         losses = final_losses(curve)
-        above, most = excess(losses), GOOD * lowest_size(losses)
+        above, most = excess(losses), GOOD * abs(np.nanmin(losses.mean(axis=0)))
         low, high = interval(
             curve.learning_rates, above, most, span_around(above > most, lowest_lane(losses))
         )

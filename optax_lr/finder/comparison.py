@@ -1,9 +1,9 @@
 """Which lanes can be told from the best: the noise of the seeds, the span around the best, its interval.
 
-Losses are `[seeds, lanes]`, as `rules.final_losses` gives them: NaN at rates where any seed diverged. The noise is
-what is left of the losses after the means of rates and of seeds, pooled over the rates whose loss is within twice
-the lowest. SciPy tests two samples; it has no test of one lane against the best with such a pooled noise, so only
-its quantiles of Student's t are taken.
+Heights are `[seeds, lanes]`, losses above the reference, as `judging.judged` gives them: NaN at rates where any
+seed diverged. The noise is what is left of them after the means of rates and of seeds, pooled over the rates near
+the best. SciPy tests two samples; it has no test of one lane against the best with such a pooled noise, so only its
+quantiles of Student's t are taken.
 """
 
 from typing import NamedTuple
@@ -13,7 +13,10 @@ import numpy as np
 from .. import checks
 from .curve import LRCurve
 
-TOLERANCE = 0.01
+# Of the fall of the best rate, what nobody would tell apart.
+TOLERANCE = 0.001
+# Rates that lost no more than this share of the fall of the best show the noise of seeds.
+NEAR = 0.25
 # How sure a t-test must be that a rate is worse than the best: to end an interval, to need no more seeds, and to
 # look no further. (The first makes intervals hold the best in nine of ten searches; at 95% nearly all of them do.)
 INTERVAL_LEVEL, SEEDS_LEVEL, SEARCH_LEVEL = 0.75, 0.9, 0.95
@@ -23,32 +26,47 @@ MEDIAN_DIFFERENCE = 0.954
 FIRST, FIRST_OF_RAMP = 20, 10
 
 
-def lowest_lane(losses: np.ndarray) -> int:
-    """The lane of the lowest mean loss."""
-    return int(np.nanargmin(losses.mean(axis=0)))
+def lowest_lane(heights: np.ndarray) -> int:
+    """The lane of the lowest mean."""
+    return int(np.nanargmin(heights.mean(axis=0)))
 
 
-def lowest_size(losses: np.ndarray) -> float:
-    """The size of the lowest mean loss, of which others are a share above it."""
-    return float(abs(np.nanmin(losses.mean(axis=0))))
+def fall_of(heights: np.ndarray) -> float:
+    """How far the best rate fell, of the seeds' mean: the unit of tolerances. 0 where none did, or none is left."""
+    means = heights.mean(axis=0)
+    return float(max(0.0, -np.nanmin(means))) if np.isfinite(means).any() else 0.0
 
 
-def excess(losses: np.ndarray) -> np.ndarray:
-    """How far each rate's mean loss is above the lowest; infinite where it diverged."""
-    means = losses.mean(axis=0)
+def excess(heights: np.ndarray) -> np.ndarray:
+    """How far each rate's mean is above the lowest; infinite where it diverged."""
+    means = heights.mean(axis=0)
     return np.nan_to_num(means - np.nanmin(means), nan=np.inf)
 
 
-def noise_threshold(losses: np.ndarray, level: float, tolerance: float = TOLERANCE) -> float:
-    """Up to which excess a rate cannot be told from the best."""
+def pooled_deviation(heights: np.ndarray) -> float:
+    """The deviation of one run that no mean of rates or of seeds explains; 0 of a single seed or rate."""
+    rest = heights - heights.mean(axis=0) - heights.mean(axis=1, keepdims=True) + heights.mean()
+    freedom = _freedom(heights)
+    return float(np.sqrt((rest**2).sum() / freedom)) if freedom else 0.0
+
+
+def near_best(heights: np.ndarray) -> np.ndarray:
+    """The lanes that show the noise of the seeds, [seeds, few]."""
+    return heights[:, excess(heights) <= NEAR * fall_of(heights)]
+
+
+def noise_threshold(heights: np.ndarray, level: float, tolerance: float = TOLERANCE) -> float:
+    """Up to which excess a rate cannot be told from the best: noise, or a share of what the best fell."""
     from scipy.special import stdtrit  # a third of a second that `import optax_lr` need not take
 
-    scale = lowest_size(losses)
-    near = losses[:, excess(losses) <= scale]
-    rest = near - near.mean(axis=0) - near.mean(axis=1, keepdims=True) + near.mean()
-    freedom = (near.shape[0] - 1) * (near.shape[1] - 1)
-    noise = stdtrit(freedom, level) * np.sqrt((rest**2).sum() / freedom * 2 / len(losses)) if freedom else 0.0
-    return float(max(noise, tolerance * scale))
+    fall, near = fall_of(heights), near_best(heights)
+    freedom = _freedom(near)
+    noise = stdtrit(freedom, level) * pooled_deviation(near) * np.sqrt(2 / len(heights)) if freedom else 0.0
+    return float(max(noise, tolerance * fall))
+
+
+def _freedom(heights: np.ndarray) -> int:
+    return (heights.shape[0] - 1) * (heights.shape[1] - 1)
 
 
 def span_around(worse: np.ndarray, best: int) -> tuple[int, int]:

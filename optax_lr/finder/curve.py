@@ -16,20 +16,23 @@ from .files import below, read_arrays, write_arrays
 class LRCurve:
     """Losses of training runs at several learning rates: one lane a rate, one run of all lanes a seed.
 
-    What comes after the step at which a run diverged is NaN. Of a range test, whose rate rises within one run,
-    the points of the ramp are lanes with one step each.
+    A run has diverged where its loss is not finite, or where it ended above the `reference`: by more than the noise
+    of both, and by a tenth of what the best rate fell. What comes after a step at which it was stopped is NaN. Of a
+    range test, whose rate rises within one run, the points of the ramp are lanes with one step each.
 
     Attributes:
       learning_rates: float64 [lanes]; increasing, unless other hyperparameters vary from lane to lane.
       losses: training loss before each update, float32 [seeds, lanes, steps].
       eval_losses: validation loss, float32 [seeds, lanes, evals], or None.
       eval_steps: int32 [evals], after how many updates each validation loss was taken.
-      diverged_at: int32 [seeds, lanes], the step at which a run was stopped, -1 where it was not.
+      diverged_at: int32 [seeds, lanes], the step at which a run was stopped, or from which on it stayed above the
+        reference; -1 where it did not diverge.
       placement: how the lanes were laid out over the machine, in words.
       metrics: what else each training step reported, by name, float32 [seeds, lanes, steps].
       eval_metrics: what else each validation reported, by name, float32 [seeds, lanes, evals].
       hyperparameters: what the lanes were given beside the learning rate, by name; [lanes].
-      reference: the loss of the untrained parameters on the data that judge, float [seeds], or None.
+      reference: the loss of the untrained parameters on the data that judge, [seeds], or at each of the evaluations
+        (of the training steps, where there is no validation), [seeds, points]; or None.
     """
 
     learning_rates: Float[np.ndarray, "lanes"]
@@ -43,7 +46,7 @@ class LRCurve:
         default_factory=dict
     )
     hyperparameters: Mapping[str, Shaped[np.ndarray, "lanes"]] = dataclasses.field(default_factory=dict)
-    reference: Float[np.ndarray, " seeds"] | None = None
+    reference: Float[np.ndarray, " seeds *points"] | None = None
 
     @property
     def lanes(self) -> dict[str, np.ndarray]:
@@ -60,7 +63,10 @@ class LRCurve:
     def lane_steps(self) -> int:
         """How many training steps were executed, over all lanes and seeds."""
         steps = self.losses.shape[-1]
-        return int(np.where(self.diverged_at < 0, steps, self.diverged_at + 1).sum())
+        # A run that only its end showed to be lost was not stopped.
+        last = steps - np.isfinite(self.losses)[..., ::-1].argmax(axis=-1)
+        last = np.where(np.isfinite(self.losses).any(axis=-1), last, 0)
+        return int(np.where(self.diverged_at < 0, steps, np.maximum(last, self.diverged_at + 1)).sum())
 
     @property
     def stable(self) -> np.ndarray:
@@ -197,20 +203,28 @@ _LANE_AXES = {
 }
 
 
-def judged_losses(curve: LRCurve) -> list[tuple[int, np.ndarray]]:
-    """After how many steps runs may be compared, and the losses there, float64 [seeds, lanes].
+def points_of(curve: LRCurve) -> list[tuple[int, np.ndarray, slice]]:
+    """After how many steps runs may be compared, the losses there, [seeds, lanes, count], and their places.
 
-    Validation losses where the curve has them, else training losses averaged over the last quarter of so many
-    steps. NaN at lanes where any seed diverged, or where the last loss is not finite.
+    Single validation losses where the curve has them, else the training losses of the last quarter of the steps.
     """
-    steps = curve.losses.shape[-1]
-    if curve.eval_losses is not None:
-        points = [(int(step), curve.eval_losses[..., at]) for at, step in enumerate(curve.eval_steps)]
-    else:
-        ends = sorted({-(-steps // 4), -(-steps // 2), steps})
-        points = [(end, curve.losses[..., end - max(1, end // 4) : end].mean(axis=-1)) for end in ends]
+    steps, evals = curve.losses.shape[-1], curve.eval_losses
+    if evals is not None:
+        places = [(int(step), slice(at, at + 1)) for at, step in enumerate(curve.eval_steps)]
+        return [(step, evals[..., at], at) for step, at in places]
+    ends = sorted({-(-steps // 4), -(-steps // 2), steps})
+    quarters = [(end, slice(end - max(1, end // 4), end)) for end in ends]
+    return [(end, curve.losses[..., at], at) for end, at in quarters]
+
+
+def judged_losses(curve: LRCurve) -> list[tuple[int, np.ndarray]]:
+    """After how many steps runs may be compared, and the means of `points_of` there, float64 [seeds, lanes].
+
+    NaN at lanes where any seed diverged, or where the last loss is not finite.
+    """
+    points = [(step, losses.astype(np.float64).mean(axis=-1)) for step, losses, _ in points_of(curve)]
     usable = curve.stable & np.isfinite(points[-1][1]).all(axis=0)
-    return [(step, np.where(usable, losses.astype(np.float64), np.nan)) for step, losses in points]
+    return [(step, np.where(usable, losses, np.nan)) for step, losses in points]
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:

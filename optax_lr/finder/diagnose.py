@@ -159,8 +159,9 @@ def _lost(curve: LRCurve) -> tuple[np.ndarray, np.ndarray]:
     ends = lanes == best
     sides = np.stack([(lanes > best) | (ends & (best == 0)), (lanes < best) | (ends & (best == lanes[-1]))])
     above = means - means[best]
-    fall = np.full_like(means, untrained_loss(curve).value - means[best])
-    lost = np.where(above > noise_threshold(losses, SEARCH_LEVEL), share(above, fall), 0.0)
+    untrained = untrained_loss(curve).value
+    fall = np.full_like(means, untrained - means[best])
+    lost = np.where(above > noise_threshold(losses - untrained, SEARCH_LEVEL), share(above, fall), 0.0)
     return np.broadcast_to(lost, losses.shape), np.broadcast_to(sides[:, None], (2, *losses.shape))
 
 

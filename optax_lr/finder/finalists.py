@@ -8,7 +8,7 @@ import numpy as np
 from ..engine.runs import Runs
 from . import rules
 from .curve import LRCurve
-from .policies import Asked, Policy, Quick, Tables, beyond_edge, rows_of, surviving
+from .policies import Asked, Policy, Quick, Tables, beside_lost, beyond_edge, rows_of, surviving
 from .suggestion import Suggestion
 from .views import curve_of
 
@@ -37,6 +37,11 @@ class Scheduled(Policy):
     def longest(self) -> int:
         """The longest run, of the quick search or of a finalist."""
         return max(self.quick.longest, self.lengths[-1])
+
+    @property
+    def evals(self) -> tuple[int, ...]:
+        """The ends of its runs."""
+        return tuple(sorted({*self.quick.lengths, *self.lengths}))
 
     @property
     def full(self) -> bool:
@@ -76,20 +81,22 @@ class Scheduled(Policy):
             return self._asked(center * ratios, range(seeds), at, stage)
         # On a further seed there are all rates, or none.
         repeated = len(runs.where(stage=stage + self.REPEATED)) > 0
-        curve = curve_of(here)
-        if repeated:
-            surviving(curve)
-            return None
+        every = range(2 * seeds if repeated else seeds)
+        curve, further = curve_of(here), self.REPEATED * repeated
         wider = beyond_edge(curve, FINALIST_RATIO, self.quick.bounds)
         if wider is not None:
-            return self._asked(np.array([wider]), range(seeds), at, stage)
-        if self.full or at == len(self.lengths) - 1:
+            return self._asked(np.array([wider]), every, at, stage + further)
+        last = self.full or at == len(self.lengths) - 1
+        if last:
             surviving(curve)
+        more = beside_lost(here, curve, every) if last else None
+        if more is not None:
+            return self._asked(more[0], more[1], at, stage + (further or self.REFINED))
         refined = len(runs.where(stage=stage + self.REFINED)) // seeds
-        between = rules.next_rate(curve) if refined < REFINEMENTS else None
+        between = None if repeated or refined >= REFINEMENTS else rules.next_rate(curve)
         if between is not None:
-            return self._asked(np.array([between]), range(seeds), at, stage + self.REFINED)
-        if self.full and rules.undecided(curve):
+            return self._asked(np.array([between]), every, at, stage + self.REFINED)
+        if self.full and not repeated and rules.undecided(curve):
             return self._asked(curve.learning_rates, range(seeds, 2 * seeds), at, stage + self.REPEATED)
         return None
 

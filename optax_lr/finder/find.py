@@ -15,18 +15,19 @@ import optax
 from .. import checks
 from ..engine.checkpoints import digest
 from ..engine.lengths import Epochs, steps_of
+from ..engine.reference import Wanted
 from ..engine.runs import Runs
 from ..engine.session import Opening
 from ..schedules.named import length_of
 from ..types import Array, PeakToSchedule, PyTree, ScalarLike
-from . import tables
+from . import ceilings, tables
 from .combinations import Combinations
 from .finalists import Scheduled
 from .grids import combinations_of
 from .inputs import pose
 from .policies import Bounds, Constant, Policy, Quick, quick_lengths
 from .problem import Problem
-from .search import Options, bounds, example_lane, given, noting_bounds, search
+from .search import Options, bounds, example_lane, given, noting_bounds, search, without_training
 from .suggestion import Suggestion
 
 QUICK_STEPS = 100
@@ -159,7 +160,7 @@ def lr_find(
     low, high = bounds(min_learning_rate, max_learning_rate)
     problem, engine = given(loss_fn, model_state is not None, options)
     length = _length(schedule, horizon, batches)
-    factor = checks.concrete("stop_factor", stop_factor, above=0)
+    factor = ceilings.factor_of(stop_factor)
     _warn_without_validation(length, eval_batch)
     usual = min(QUICK_STEPS if schedule is None else COARSE_STEPS, length or QUICK_STEPS)
     steps = steps_of("num_steps", usual if num_steps is None else num_steps, batches)
@@ -187,7 +188,8 @@ def lr_find(
         key=key,
     )
     plan = make(posed.first)
-    opening = _opening(plan, lane, low, high, runs, factor)
+    reference = without_training(posed, plan.longest, plan.evals)
+    opening = _opening(plan, lane, low, high, runs, factor, reference)
     return noting_bounds(search(posed, plan, engine, opening), low, high)
 
 
@@ -263,7 +265,7 @@ def _scheduled(
     def whole(rates: tables.Rates, steps: int) -> tables.Table:
         return tables.of_schedule(schedule, rates, steps, first)
 
-    quick = Quick(within, lengths, horizon, seeds, shorter)
+    quick = Quick(within, lengths, horizon, seeds, shorter, refines=False)
     if horizon <= longest:
         return Scheduled(quick, (horizon,), finalists, {horizon: whole})
     finals = tuple(sorted({-(-horizon // 10), -(-horizon // 5), -(-horizon // 2)}))
@@ -271,7 +273,13 @@ def _scheduled(
 
 
 def _opening(
-    policy: Policy, lane: dict[str, Any], low: float, high: float, seeds: int, stop_factor: float
+    policy: Policy,
+    lane: dict[str, Any],
+    low: float,
+    high: float,
+    seeds: int,
+    stop_factor: float,
+    reference: Wanted,
 ) -> Opening:
     """What a search's session must know; the first plan and the tables stand for what they depend on."""
     asked = policy.ask(Runs())
@@ -290,13 +298,15 @@ def _opening(
         lanes=len(asked.plan.seeds) // seeds,
         seeds=seeds,
         longest=policy.longest,
-        stop_factor=stop_factor,
+        ceilings=ceilings.of_search(stop_factor),
         keep=kept,
+        reference=reference,
         settings={
             "search": type(alone).__name__,
             "learning_rates": [low, high],
             "seeds": seeds,
             "longest": policy.longest,
+            "stop factor": stop_factor,
             "first rows": digest([asked.plan.lanes, asked.plan.tables, list(asked.plan.eval_steps)]),
         },
         description="lr_find",

@@ -13,7 +13,8 @@ import numpy as np
 
 from ..engine.runs import Plan, Runs, product
 from . import classic, rules
-from .curve import LRCurve, judged_losses
+from .curve import LRCurve
+from .judging import judged
 from .optimizer import TABLE
 from .suggestion import Suggestion
 from .views import curve_of
@@ -55,6 +56,11 @@ class Policy(abc.ABC):
     @abc.abstractmethod
     def longest(self) -> int:
         """The steps of the longest run that it may ask for."""
+
+    @property
+    @abc.abstractmethod
+    def evals(self) -> tuple[int, ...]:
+        """All steps after which it may have runs evaluated."""
 
 
 class AllDivergedError(Exception):
@@ -102,20 +108,41 @@ def surviving(curve: LRCurve) -> LRCurve:
     Raises:
       AllDivergedError: no rate survived.
     """
-    if not np.isfinite(judged_losses(curve)[-1][1]).any():
+    if not np.isfinite(judged(curve)[-1].heights).any():
         raise AllDivergedError(curve)
     return curve
 
 
 def beyond_edge(curve: LRCurve, ratio: float, bounds: Bounds) -> float | None:
-    """The next rate beyond an edge that the best rate lies at, or None."""
+    """The next rate beyond an edge that the best rate lies at, or that all harmless ones lie beyond; or None."""
     best, rates = rules.best_lane(curve), curve.learning_rates
     lower, higher = rates[0] / ratio, rates[-1] * ratio
+    if np.isfinite(judged(curve)[-1].heights).any() and rules.nothing_learned(curve):
+        wanted = {-1: lower, 0: None, 1: higher}[rules.harmless_side(curve)]
+        return float(wanted) if wanted is not None and bounds.hold(wanted) else None
     if best == 0 and bounds.hold(lower):
         return float(lower)
     if best == len(rates) - 1 and curve.stable[-1] and bounds.hold(higher):
         return float(higher)
     return None
+
+
+def beside_lost(runs: Runs, curve: LRCurve, seeds: Sequence[int]) -> tuple[np.ndarray, Sequence[int]] | None:
+    """What to try where the best rate stands beside one that diverged: rates and seeds, or None.
+
+    Rates between both until they are close. Then, where the best has survived on one seed alone, a second one:
+    divergence is a chance over seeds.
+    """
+    between = rules.edge_rate(curve)
+    if between is not None:
+        return np.array([between]), seeds
+    heights, best = judged(curve)[-1].heights, rules.best_lane(curve)
+    if len(seeds) > 1 or not np.isfinite(heights).any() or not rules.lost_above(heights, best):
+        return None
+    further = seeds[0] + 1
+    known = runs.lanes["learning_rate"][runs.columns["seed"] == further]
+    rate = curve.learning_rates[best]
+    return None if np.isclose(known, rate, rtol=1e-9).any() else (np.array([rate]), [further])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,16 +160,24 @@ class Constant(Policy):
         """The steps of every run."""
         return self.steps
 
+    @property
+    def evals(self) -> tuple[int, ...]:
+        """After how many steps each run is evaluated."""
+        return self.eval_steps
+
     def ask(self, runs: Runs) -> Asked | None:
         if not len(runs):
             return self._asked(self.bounds.coarse, 0, "coarse rates")
         coarse = surviving(curve_of(runs.where(stage=0)))
         if len(runs.where(stage=1)):
-            return None
+            more = beside_lost(runs, curve_of(runs), range(self.seeds))
+            return None if more is None else self._asked(more[0], 2, "rates at the edge", more[1])
         rates, best = coarse.learning_rates, rules.best_lane(coarse)
         wider = beyond_edge(coarse, self.bounds.coarse[1] / self.bounds.coarse[0], self.bounds)
         if wider is not None:
             return self._asked(np.array([wider]), 0, "wider rates")
+        if rules.nothing_learned(coarse):
+            return None
         around = rates[max(0, best - 1) : best + 2]
         return self._asked(np.geomspace(around[0], around[-1], FINE_LANES + 2)[1:-1], 1, "fine rates")
 
@@ -150,10 +185,11 @@ class Constant(Policy):
         curve = surviving(curve_of(runs))
         return dataclasses.replace(rules.lowest_loss(curve), rules=classic.classic(curve))
 
-    def _asked(self, rates: np.ndarray, stage: int, description: str) -> Asked:
-        plan = rows_of(
-            rates, range(self.seeds), self.steps, self.tables, stage=stage, eval_steps=self.eval_steps
-        )
+    def _asked(
+        self, rates: np.ndarray, stage: int, description: str, seeds: Sequence[int] | None = None
+    ) -> Asked:
+        of_seeds = range(self.seeds) if seeds is None else seeds
+        plan = rows_of(rates, of_seeds, self.steps, self.tables, stage=stage, eval_steps=self.eval_steps)
         return Asked(plan, description)
 
 
@@ -175,28 +211,48 @@ class Around(Policy):
         """The steps of every run."""
         return self.steps
 
+    @property
+    def evals(self) -> tuple[int, ...]:
+        """After how many steps each run is evaluated."""
+        return self.eval_steps
+
     def ask(self, runs: Runs) -> Asked | None:
         rates, words = (
             self.now * self.ratio ** np.arange(-(self.count // 2), self.count // 2 + 1.0),
             "rates around",
         )
+        seeds: Sequence[int] = range(self.seeds)
         if len(runs):
-            curve, within = curve_of(runs), Bounds(self.now, self.now)
-            if curve.stable.any():
-                wider = beyond_edge(surviving(curve), self.ratio, within)
-                wanted = np.array([] if wider is None else [wider])
+            curve = curve_of(runs)
+            if np.isfinite(judged(curve)[-1].heights).any():
+                wider = beyond_edge(curve, self.ratio, self.bounds)
+                more = beside_lost(runs, curve, seeds) if wider is None else (np.array([wider]), seeds)
             else:
                 lower = curve.learning_rates[0] / self.ratio ** np.arange(self.count, 0.0, -1)
-                wanted = np.array([rate for rate in lower if within.hold(rate)])
-            if not len(wanted):
+                held = np.array([rate for rate in lower if self.bounds.hold(rate)])
+                more = (held, seeds) if len(held) else None
+            if more is None:
                 return None
-            rates, words = wanted, "wider rates"
-        plan = rows_of(rates, range(self.seeds), self.steps, self.tables, stage=0, eval_steps=self.eval_steps)
+            (rates, seeds), words = more, "further rates"
+        plan = rows_of(rates, seeds, self.steps, self.tables, stage=0, eval_steps=self.eval_steps)
         return Asked(plan, words)
+
+    @property
+    def bounds(self) -> Bounds:
+        """It goes on up to a factor of 100 from the present rate."""
+        return Bounds(self.now, self.now)
 
     def answer(self, runs: Runs) -> Suggestion:
         curve = surviving(curve_of(runs))
-        return rules.lowest_loss(curve) if self.horizon is None else rules.for_horizon(curve, self.horizon)
+        found = rules.lowest_loss(curve) if self.horizon is None else rules.for_horizon(curve, self.horizon)
+        if not found.at_edge or rules.nothing_learned(curve):
+            return found
+        lower = rules.best_lane(curve) == 0
+        return dataclasses.replace(
+            found,
+            reason=f"{found.reason[:-1]}; {'lower' if lower else 'higher'} rates may be better still: this is the "
+            f"end of the search, a factor of {WIDEST:g} from the present rate; search again from here.",
+        )
 
 
 def quick_lengths(num_steps: int, horizon: int) -> list[int]:
@@ -209,7 +265,8 @@ def quick_lengths(num_steps: int, horizon: int) -> list[int]:
 class Quick(Policy):
     """Runs of several lengths, each under the whole of its schedule; those of the first search the bounds.
 
-    The stage of a row is the place of its length among `lengths`.
+    The stage of a row is the place of its length among `lengths`. Where it `refines`, the longest runs go on beside
+    a rate that diverged.
     """
 
     bounds: Bounds
@@ -217,33 +274,45 @@ class Quick(Policy):
     horizon: int
     seeds: int
     tables: Tables
+    refines: bool = True
 
     @property
     def longest(self) -> int:
         """The longest of its lengths."""
         return self.lengths[-1]
 
+    @property
+    def evals(self) -> tuple[int, ...]:
+        """The ends of its runs."""
+        return self.lengths
+
     def ask(self, runs: Runs) -> Asked | None:
         for stage, steps in enumerate(self.lengths):
             rates = self._next(runs, stage, steps)
             if len(rates):
-                return Asked(self._plan(rates, stage, steps), f"rates of {steps} steps")
-        return None
+                return Asked(self._plan(rates, stage, steps, range(self.seeds)), f"rates of {steps} steps")
+        last = runs.where(stage=len(self.lengths) - 1)
+        more = beside_lost(last, curve_of(last), range(self.seeds)) if self.refines else None
+        if more is None:
+            return None
+        return Asked(self._plan(more[0], stage, steps, more[1]), f"rates of {steps} steps at the edge")
 
     def _next(self, runs: Runs, stage: int, steps: int) -> np.ndarray:
         """The rates that a length still lacks."""
         here = runs.where(stage=stage)
-        if stage == 0:
-            if not len(here):
-                return self.bounds.coarse
-            ratio = self.bounds.coarse[1] / self.bounds.coarse[0]
-            wider = beyond_edge(surviving(curve_of(here)), ratio, self.bounds)
-            return np.array([] if wider is None else [wider])
+        before = [curve_of(runs.where(stage=earlier)) for earlier in range(stage)]
+        # Where shorter runs learned nothing, longer ones search the bounds.
+        everywhere = not before or rules.nothing_learned(before[-1])
         if not len(here):
-            curves = [curve_of(runs.where(stage=before)) for before in range(stage)]
-            center = rules.for_horizon(curves, steps).learning_rate
-            return center * rules.BESIDE ** np.arange(-1.0, 2.0)
+            if everywhere:
+                return self.bounds.coarse
+            return rules.for_horizon(before, steps).learning_rate * rules.BESIDE ** np.arange(-1.0, 2.0)
         curve = curve_of(here)
+        if everywhere:
+            ratio = self.bounds.coarse[1] / self.bounds.coarse[0]
+            wider = beyond_edge(surviving(curve), ratio, self.bounds)
+            if wider is not None or stage == 0 or rules.nothing_learned(curve):
+                return np.array([] if wider is None else [wider])
         wanted = [rate for rate in rules.rates_beside(curve) if self.bounds.hold(rate)]
         if not wanted:
             surviving(curve)
@@ -255,5 +324,5 @@ class Quick(Policy):
         surviving(curves[-1])
         return dataclasses.replace(rules.for_horizon(curves, self.horizon), rules=classic.classic(curves[0]))
 
-    def _plan(self, rates: np.ndarray, stage: int, steps: int) -> Plan:
-        return rows_of(rates, range(self.seeds), steps, self.tables, stage=stage, eval_steps=(steps,))
+    def _plan(self, rates: np.ndarray, stage: int, steps: int, seeds: Sequence[int]) -> Plan:
+        return rows_of(rates, seeds, steps, self.tables, stage=stage, eval_steps=(steps,))

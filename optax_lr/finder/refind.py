@@ -9,11 +9,11 @@ from .. import checks
 from ..engine.lengths import Epochs, steps_of
 from ..engine.session import Opening
 from ..types import Array, PyTree, ScalarLike
-from . import tables
+from . import ceilings, tables
 from .inputs import pose
 from .policies import Around
 from .problem import Problem
-from .search import Options, example_lane, given, search
+from .search import Options, example_lane, given, search, without_training
 from .suggestion import Suggestion
 
 REFIND_STEPS = 50
@@ -95,7 +95,7 @@ def lr_refind(
         eval_batch=eval_batch,
         lane=lane,
         read=steps,
-        seeds=runs,
+        seeds=runs + 1,
         key=key,
     )
     evals = tuple(sorted({-(-steps // 4), -(-steps // 2), steps}))
@@ -105,7 +105,8 @@ def lr_refind(
         lanes=count,
         seeds=runs,
         longest=steps,
-        stop_factor=checks.concrete("stop_factor", stop_factor, above=0),
+        ceilings=ceilings.of_search(ceilings.factor_of(stop_factor)),
+        reference=without_training(posed, steps, evals),
         settings={"learning_rate": now, "num_steps": steps, "num_rates": count, "seeds": runs},
         description="lr_refind",
     )

@@ -16,6 +16,7 @@ from .comparison import (
     untrained_loss,
 )
 from .curve import LRCurve
+from .judging import judged
 from .rules import final_losses
 
 Span = tuple[float, float]
@@ -94,8 +95,9 @@ def _good_of_ramp(curve: LRCurve, losses: np.ndarray) -> Span:
 def _good(curve: LRCurve, losses: np.ndarray) -> Span:
     untrained = untrained_loss(curve)
     best, above = lowest_lane(losses), excess(losses)
+    heights = judged(curve)[-1].heights
     fall = untrained.value - losses[:, best].mean()
     if fall <= 3 * untrained.error:
         raise ValueError("No rate learned.")
-    most = max(noise_threshold(losses, SEARCH_LEVEL, tolerance=0.0), SHARP * fall)
+    most = max(noise_threshold(heights, SEARCH_LEVEL, tolerance=0.0), SHARP * fall)
     return interval(curve.learning_rates, above, most, span_around(above > most, best))

@@ -1,11 +1,12 @@
 """Rules on separate runs, one lane a rate: `LRCurve` to `Suggestion`, and which lanes a search tries next.
 
-Every rule looks at one number for each rate and seed: the last validation loss where the curve has one, else
-the training loss averaged over the last quarter of the steps. Rates at which any seed diverged are left out.
+Every rule looks at one number for each rate and seed: how far the last validation loss is below the loss without
+training; where there is no validation, the training loss of the last quarter of the steps below that of the
+untrained parameters on the same batches. Rates at which any seed diverged are left out.
 
-The interval of `lowest_loss` and `for_horizon` holds the rates around the best whose loss cannot be told from
-the lowest, by a one-sided t-test at 75%, or lies within 1% of it; between two lanes losses lie on a line.
-`for_horizon` adds what it does not know of the drift.
+The interval of `lowest_loss` and `for_horizon` holds the rates around the best that cannot be told from it: by a
+one-sided t-test at 75%, or since they lost less than a thousandth of what the best fell; between two lanes losses
+lie on a line. `for_horizon` adds what it does not know of the drift.
 """
 
 import dataclasses
@@ -21,11 +22,11 @@ from .comparison import (
     excess,
     interval,
     lowest_lane,
-    lowest_size,
     noise_threshold,
     span_around,
 )
 from .curve import LRCurve, judged_losses
+from .judging import Judged, judged
 from .suggestion import Suggestion
 
 # How the log of the best rate may move with the log of the length of a run.
@@ -34,23 +35,29 @@ SLOPES = (-1.0, 0.0)
 UNSURE = 0.25
 # Lanes within this factor of the best shape its parabola, whatever can be told apart.
 AROUND = 2.0
-# A lane whose loss is above the lowest by this share of it weighs e times less in the center of a curve.
-SOFTNESS = 0.2
+# A lane that lost this share of the fall of the best weighs e times less in the center of a curve.
+SOFTNESS = 0.004
 # The ratio of the lanes that surround the best of one length, and how many there are at most on either side.
 BESIDE, MOST_BESIDE = 2.0, 2
 # Full runs at rates closer than this differ by their noise.
 CLOSE = 1.4
-# What a diverged run counts, in losses of the best.
-DIVERGED_LOSS = 10.0
+# Beside a rate that diverged the search goes on until the two are closer than this; while more can be gained than
+# noise hides, until they are closer than that.
+EDGE, SHARP_EDGE = 1.25, 1.07
+# So many times as many steps are advised where no rate learned.
+LONGER = 5
 
 
 def lowest_loss(curve: LRCurve) -> Suggestion:
-    """The rate of the lowest loss, averaged over the seeds, by a parabola in log-log.
+    """The rate of the lowest loss, averaged over the seeds, by a parabola over the log of the rate.
 
-    It is fitted by least squares to the lanes within a factor of 2 of the best and those of its interval, its two
-    neighbors at least: the less can be told apart, the more lanes count. Where the next higher rate diverged, it
-    goes through the neighbors alone, and the diverged one counts ten times the best. The next run may not survive
-    what these did: so the answer moves away, by up to half the way to the lower rate.
+    It is fitted by least squares to the lanes within a factor of 2 of the best and to those that noise cannot tell
+    from it, its two neighbors at least: the less can be told apart, the more lanes count. Its vertex counts as one
+    of the lowest in the interval. Where the next higher rate diverged, the answer is the best rate itself; or below
+    it as far as noise cannot tell, by up to half the way to the lower rate: the next run may not survive as these.
+
+    Where no rate fell below the loss without training by more than noise explains, the reason says so, the interval
+    is what cannot be told apart, and the answer is the largest harmless rate below the highest that was tried.
 
     Raises:
       ValueError: every rate diverged.
@@ -62,17 +69,26 @@ def lowest_loss(curve: LRCurve) -> Suggestion:
     >>> round(lowest_loss(curve).learning_rate, 2)
     0.2
     """
-    losses = final_losses(curve)
-    rates, best = curve.learning_rates, lowest_lane(losses)
-    above, most = excess(losses), noise_threshold(losses, INTERVAL_LEVEL)
-    span = span_around(above > most, best)
-    rate = _away_from_diverged(rates, losses, best) or _bottom(rates, losses, best, span)
-    low, high = interval(rates, above, most, span)
+    end = _usable(curve)[-1]
+    if not end.learned:
+        return _harmless(curve, end)
+    heights, rates = end.heights, curve.learning_rates
+    best, above = lowest_lane(heights), excess(heights)
+    noise = noise_threshold(heights, INTERVAL_LEVEL, tolerance=0.0)
+    most = max(noise, TOLERANCE * end.fall)
+    if lost_above(heights, best):
+        # Away from the edge, as far as noise cannot tell; half the way at most.
+        away = interval(rates, above, noise, span_around(above > noise, best))[0]
+        rate = float(np.clip(np.sqrt(rates[best] * rates[max(0, best - 1)]), away, rates[best]))
+        low, high = interval(rates, above, most, span_around(above > most, best))
+    else:
+        rate = _bottom(rates, heights, best, span_around(above > noise, best))
+        low, high = _around(rates, above, most, rate)
     return Suggestion(
         learning_rate=rate,
-        low=min(low, rate),
-        high=max(high, rate),
-        reason=f"{_lowest_at(curve, 'at this rate')}.",
+        low=low,
+        high=high,
+        reason=f"{_lowest_at(curve, rate, 'at this rate')}.",
         curve=curve,
         at_edge=best in (0, len(rates) - 1),
         lane_steps=curve.lane_steps,
@@ -84,12 +100,15 @@ def for_horizon(curve: LRCurve | Sequence[LRCurve], horizon: int) -> Suggestion:
 
     log rate(horizon) = log rate(n) + slope * log(horizon / n), where n is the longest run and `slope` what the rate
     moved since the run before it, kept in [-1, 0]: where models overfit, the best rate falls as 1 / steps, since
-    the product of both is what counts; where stability limits it, it stays. Shorter runs do not count: what limits
-    the rate of a model that has barely begun to learn tells little of one that has.
+    the product of both is what counts; where stability limits it, it stays. So it stays where the best rate of the
+    longest runs stands beside one that diverged, and no slope is taken from shorter runs of which that holds.
+    Shorter runs than the last two lengths do not count: what limits the rate of a model that has barely begun to
+    learn tells little of one that has.
 
     rate(n) is the mean of the log of the rates, each weighed by the width of its lane and by
-    exp(-(loss - lowest) / (0.2 |lowest|)). Where the curve is flat it is the middle of what is flat, which noise
-    moves less than the lowest point.
+    exp(-(loss - lowest) / (0.004 fall)), within the interval. Where the curve is flat it is the middle of what is
+    flat, which noise moves less than the lowest point. `fall` is what the best rate fell from the loss without
+    training. Beside a rate that diverged it is that of `lowest_loss`.
 
     Args:
       curve: runs of several lengths, each under the whole of its schedule (of runs of one length
@@ -98,50 +117,64 @@ def for_horizon(curve: LRCurve | Sequence[LRCurve], horizon: int) -> Suggestion:
         and the two errors about cancel.
       horizon: the steps of the run to come.
 
-    The interval is that of the longest runs with a quarter of the range of slopes added on both sides.
+    The interval is that of the longest runs with a quarter of the range of slopes added on both sides. Where no
+    rate of the longest runs learned, the answer is that of `lowest_loss`.
 
     Raises:
       ValueError: a curve at constant rates has losses at one step only, or every rate diverged.
     """
     curves = [curve] if isinstance(curve, LRCurve) else sorted(curve, key=lambda each: each.losses.shape[-1])
-    constant = curves[0] is curve
-    history = [
-        (step, _center(each.learning_rates, losses))
-        for each in curves
-        for step, losses in (_history(each) if constant else _history(each)[-1:])
-    ]
-    here, (last, center) = lowest_loss(curves[-1]), history[-1]
-    shorter = [point for point in history if point[0] < last]
-    if constant and not shorter:
-        raise ValueError("for_horizon needs losses at two or more steps of the curve, got 1.")
-    if shorter:
-        before, earlier = shorter[-1]
-        slope = np.log(center / earlier) / np.log(last / before)
-        moved = f"from {before} to {last} steps the best rate moved as steps^{slope:.2f}"
-    else:
-        # Short runs over many rates are flat far from the best.
-        center, slope = here.learning_rate, np.mean(SLOPES)
-        moved = f"the best rate is taken to move as steps^{slope:.2f}"
-    slope = np.clip(slope, *SLOPES) / (2 if constant else 1)
-    floor, ceiling = -np.inf, np.inf
-    if constant:
-        floor, ceiling = curves[0].learning_rates[0], curves[0].learning_rates[curves[0].stable].max()
-
-    def extrapolated(rate: float, change: float) -> float:
-        return float(np.clip(rate * (horizon / last) ** np.clip(change, *SLOPES), floor, ceiling))
-
-    rate = extrapolated(center, slope)
-    low, high = (extrapolated(end, slope + sign * UNSURE) for end, sign in ((here.low, -1), (here.high, 1)))
-    return dataclasses.replace(
-        here,
-        learning_rate=rate,
-        low=min(low, rate),
-        high=max(high, rate),
-        reason=f"{_lowest_at(curves[-1], f'around {center:.3g}')}; {moved}, which, carried on to {horizon} steps, "
-        f"makes {rate:.3g} of it.",
+    constant, longest = curves[0] is curve, curves[-1]
+    here = dataclasses.replace(
+        lowest_loss(longest),
         shorter=tuple(curves[:-1]),
         lane_steps=sum(each.lane_steps for each in curves),
     )
+    history = [
+        (each, point) for each in curves for point in (_usable(each) if constant else _usable(each)[-1:])
+    ]
+    end, shorter = history[-1][1], [pair for pair in history if pair[1].steps < history[-1][1].steps]
+    if constant and not shorter:
+        raise ValueError("for_horizon needs losses at two or more steps of the curve, got 1.")
+    if not end.learned:
+        return here
+    center, slope, moved = _drift(here, end, shorter, longest)
+    slope = np.clip(slope, *SLOPES) / (2 if constant else 1)
+    floor, ceiling = -np.inf, np.inf
+    if constant:
+        floor, ceiling = longest.learning_rates[0], longest.learning_rates[longest.stable].max()
+
+    def extrapolated(rate: float, change: float) -> float:
+        return float(np.clip(rate * (horizon / end.steps) ** np.clip(change, *SLOPES), floor, ceiling))
+
+    rate = extrapolated(center, slope)
+    low, high = (extrapolated(edge, slope + sign * UNSURE) for edge, sign in ((here.low, -1), (here.high, 1)))
+    return dataclasses.replace(
+        here,
+        learning_rate=rate,
+        low=low,
+        high=high,
+        reason=f"{_lowest_at(longest, center, f'around {center:.3g}')}; {moved}, which, carried on to {horizon} "
+        f"steps, makes {rate:.3g} of it.",
+    )
+
+
+def _drift(
+    here: Suggestion, end: Judged, shorter: Sequence[tuple[LRCurve, Judged]], longest: LRCurve
+) -> tuple[float, float, str]:
+    """The center of the longest runs, the slope that leads there, and what is said of it."""
+    if _beside_lost(end):
+        return here.learning_rate, 0.0, "beside a rate that diverged it is taken to stay"
+    center = float(np.clip(_center(longest.learning_rates, end), here.low, here.high))
+    telling = [pair for pair in shorter if pair[1].learned and not _beside_lost(pair[1])]
+    if not telling:
+        # Short runs over many rates are flat far from the best.
+        slope = float(np.mean(SLOPES))
+        return here.learning_rate, slope, f"the best rate is taken to move as steps^{slope:.2f}"
+    curve, before = telling[-1]
+    slope = np.log(center / _center(curve.learning_rates, before)) / np.log(end.steps / before.steps)
+    moved = f"from {before.steps} to {end.steps} steps the best rate moved as steps^{slope:.2f}"
+    return center, float(slope), moved
 
 
 def rates_beside(curve: LRCurve) -> list[float]:
@@ -152,8 +185,9 @@ def rates_beside(curve: LRCurve) -> list[float]:
     rates = curve.learning_rates
     if _none_usable(curve):
         return [float(rates[0] / BESIDE)]
-    losses, best = final_losses(curve), best_lane(curve)
-    above, most = excess(losses), noise_threshold(losses, SEARCH_LEVEL)
+    heights, best = judged(curve)[-1].heights, best_lane(curve)
+    # What is alike to the bit has no neighbor that is clearly worse.
+    above, most = excess(heights), noise_threshold(heights, SEARCH_LEVEL)
     lacking = []
     for ratio in (1 / BESIDE, BESIDE):
         for count in range(1, MOST_BESIDE + 1):
@@ -171,11 +205,16 @@ def rates_beside(curve: LRCurve) -> list[float]:
 def next_rate(curve: LRCurve) -> float | None:
     """The next rate to try: the middle of the wider gap next to the best rate, on the better side of equal ones.
 
+    Beside a rate that diverged it is the middle between both, until they are closer than 1.25; see `edge_rate`.
     None where the best is at an edge or both gaps are small. (A sharp optimum lies between lanes as often as at
     one, and a parabola through three of them does not see it.)
     """
-    rates, means = curve.learning_rates, np.nan_to_num(final_losses(curve).mean(axis=0), nan=np.inf)
-    best = best_lane(curve)
+    if _none_usable(curve):
+        return None
+    heights, rates = judged(curve)[-1].heights, curve.learning_rates
+    means, best = np.nan_to_num(heights.mean(axis=0), nan=np.inf), best_lane(curve)
+    if lost_above(heights, best):
+        return edge_rate(curve)
     if not 0 < best < len(rates) - 1:
         return None
     gaps = np.log(rates[best] / rates[best - 1]), np.log(rates[best + 1] / rates[best])
@@ -186,17 +225,35 @@ def next_rate(curve: LRCurve) -> float | None:
     return float(np.sqrt(rates[best] * rates[side])) if max(gaps) > np.log(CLOSE) else None
 
 
+def edge_rate(curve: LRCurve) -> float | None:
+    """The middle between the best rate and the next higher one, where that diverged and is not close; else None.
+
+    Close is a ratio of 1.25; or of 1.07 while the line through the best rate and the next lower one promises more
+    in the middle than noise hides.
+    """
+    if _none_usable(curve):
+        return None
+    end, rates, best = judged(curve)[-1], curve.learning_rates, best_lane(curve)
+    if not (end.learned and lost_above(end.heights, best)):
+        return None
+    ratio, lower = rates[best + 1] / rates[best], excess(end.heights)[max(0, best - 1)]
+    slope = lower / np.log(rates[best] / rates[best - 1]) if best and np.isfinite(lower) else 0.0
+    promising = slope * np.log(ratio) / 2 > noise_threshold(end.heights, SEARCH_LEVEL, tolerance=0.0)
+    return float(rates[best] * np.sqrt(ratio)) if ratio > (SHARP_EDGE if promising else EDGE) else None
+
+
 def undecided(curve: LRCurve) -> bool:
-    """True if a neighbor of the best rate may be better: the difference is within noise and above 1%."""
-    losses, best = final_losses(curve), best_lane(curve)
-    most = noise_threshold(losses, SEEDS_LEVEL)
-    left, right = span_around(excess(losses) > most, best)
-    return left < right and most > TOLERANCE * lowest_size(losses)
+    """True if a neighbor of the best rate may be better: the difference is within noise, and above a thousandth of
+    what the best fell."""
+    end, best = judged(curve)[-1], best_lane(curve)
+    most = noise_threshold(end.heights, SEEDS_LEVEL)
+    left, right = span_around(excess(end.heights) > most, best)
+    return left < right and most > TOLERANCE * end.fall
 
 
 def best_lane(curve: LRCurve) -> int:
     """The lane of the lowest mean loss; 0 where every rate diverged, since a lower one may not."""
-    return 0 if _none_usable(curve) else lowest_lane(final_losses(curve))
+    return 0 if _none_usable(curve) else lowest_lane(judged(curve)[-1].heights)
 
 
 def final_losses(curve: LRCurve) -> np.ndarray:
@@ -205,21 +262,79 @@ def final_losses(curve: LRCurve) -> np.ndarray:
     Raises:
       ValueError: every rate diverged.
     """
-    return _history(curve)[-1][1]
+    _usable(curve)
+    return judged_losses(curve)[-1][1]
 
 
-def _history(curve: LRCurve) -> list[tuple[int, np.ndarray]]:
-    """After how many steps the rules may compare the rates, and the losses there, as `final_losses`."""
+def nothing_learned(curve: LRCurve) -> bool:
+    """Whether no rate fell below the loss without training by more than noise explains."""
+    return not _usable(curve)[-1].learned
+
+
+def harmless_side(curve: LRCurve) -> int:
+    """Where the search goes on where nothing was learned: up where no rate did harm, down where none is better.
+
+    Nowhere where some did harm, and where the loss does not depend on the parameters at all.
+    """
+    end = _usable(curve)[-1]
+    if end.harmless.all():
+        return 0 if end.constant else 1
+    return -1 if best_lane(curve) == 0 else 0
+
+
+def lost_above(heights: np.ndarray, lane: int) -> bool:
+    """Whether the next higher rate diverged."""
+    return lane + 1 < heights.shape[1] and not np.isfinite(heights[:, lane + 1]).all()
+
+
+def _usable(curve: LRCurve) -> list[Judged]:
     if _none_usable(curve):
         raise ValueError("Every rate diverged, so no rate can be suggested.")
-    return judged_losses(curve)
+    return judged(curve)
 
 
-def _lowest_at(curve: LRCurve, where: str) -> str:
+def _beside_lost(point: Judged) -> bool:
+    return lost_above(point.heights, lowest_lane(point.heights))
+
+
+def _harmless(curve: LRCurve, end: Judged) -> Suggestion:
+    """The answer where nothing was learned: up to the largest rate that does no harm, but not the highest tried."""
+    rates = curve.learning_rates
+    harmless = end.harmless
+    below = int(np.argmin(harmless)) if not harmless.all() else len(rates)
+    last = max(0, min(below, len(rates) - 1) - 1)
+    beyond = rates[min(below, len(rates) - 1)]
+    constant = end.constant
+    if constant:
+        said = f"The loss does not depend on the parameters: no rate changed it in {end.steps} steps"
+    else:
+        said = (
+            f"No rate learned anything in {end.steps} steps: no loss is below that of the untrained parameters by "
+            f"more than noise; try {LONGER * end.steps}"
+        )
+    which = "this is the largest of the rates that did no harm, below the highest that was tried"
+    if not harmless.any():
+        which = "every rate that was tried did harm, and this is the smallest"
+    return Suggestion(
+        learning_rate=float(rates[last]),
+        low=float(rates[0]),
+        high=float(max(rates[last], np.sqrt(rates[max(0, below - 1)] * beyond))),
+        reason=f"{said}; {which}.",
+        curve=curve,
+        at_edge=below == len(rates) and not constant,
+        lane_steps=curve.lane_steps,
+    )
+
+
+def _lowest_at(curve: LRCurve, rate: float, where: str) -> str:
     seeds, kind = len(curve.losses), "training" if curve.eval_losses is None else "validation"
+    losses, rates = final_losses(curve).mean(axis=0), curve.learning_rates
+    usable = np.isfinite(losses)
+    loss = np.interp(np.log(rate), np.log(rates[usable]), losses[usable])
+    measured = np.isclose(rate, rates[usable], rtol=1e-6).any()
     return (
-        f"The {kind} loss is lowest {where} after {curve.losses.shape[-1]} steps "
-        f"({np.nanmin(final_losses(curve).mean(axis=0)):.4g}, the mean of {seeds} seed{'s' if seeds > 1 else ''})"
+        f"The {kind} loss is lowest {where} after {curve.losses.shape[-1]} steps ({loss:.4g}"
+        f"{'' if measured else ', estimated between lanes'}, the mean of {seeds} seed{'s' if seeds > 1 else ''})"
     )
 
 
@@ -239,39 +354,35 @@ def refuse_more_axes(curve: LRCurve) -> None:
 
 def _none_usable(curve: LRCurve) -> bool:
     refuse_more_axes(curve)
-    return not np.isfinite(judged_losses(curve)[-1][1]).any()
+    return not np.isfinite(judged(curve)[-1].heights).any()
 
 
-def _bottom(rates: np.ndarray, losses: np.ndarray, best: int, span: tuple[int, int]) -> float:
+def _bottom(rates: np.ndarray, heights: np.ndarray, best: int, span: tuple[int, int]) -> float:
     """The vertex of the parabola through the lanes around the best and those of a span."""
-    means = losses.mean(axis=0)
+    above = excess(heights)
     near = np.abs(np.log(rates / rates[best])) <= np.log(AROUND) + 1e-6
     near[max(0, best - 1) : best + 2] = True
     near[span[0] : span[1] + 1] = True
-    near &= np.isfinite(means)
-    change = _vertex(np.log(rates[near] / rates[best]), means[near]) if near.sum() > 2 else 0.0
-    return float(rates[best] * np.exp(change))
+    near &= np.isfinite(above)
+    if near.sum() < 3:
+        return float(rates[best])
+    x = np.log(rates[near] / rates[best])
+    square, line, _ = np.polyfit(x, above[near], 2)
+    return float(rates[best] * np.exp(np.clip(-line / (2 * square), x[0], x[-1]) if square > 0 else 0.0))
 
 
-def _away_from_diverged(rates: np.ndarray, losses: np.ndarray, best: int) -> float | None:
-    """The vertex beside a diverged rate, the next above the best; None where that did not diverge."""
-    around = slice(best - 1, best + 2)
-    three = losses.mean(axis=0)[around] if 0 < best < len(rates) - 1 else np.zeros(3)
-    if np.isfinite(three).tolist() != [True, True, False]:
-        return None
-    three[2] = three[1] + (DIVERGED_LOSS - 1) * abs(three[1])
-    return float(rates[best] * np.exp(_vertex(np.log(rates[around] / rates[best]), three)))
+def _around(rates: np.ndarray, above: np.ndarray, most: float, rate: float) -> tuple[float, float]:
+    """The interval around a rate, of which nothing is known but that it is as good as the best lane."""
+    place = int(np.searchsorted(rates, rate))
+    if place < len(rates) and np.isclose(rates[place], rate, rtol=1e-9):
+        rates, above = np.delete(rates, place), np.delete(above, place)
+    with_it, higher = np.insert(rates, place, rate), np.insert(above, place, 0.0)
+    return interval(with_it, higher, most, span_around(higher > most, place))
 
 
-def _vertex(x: np.ndarray, y: np.ndarray) -> float:
-    """Where the parabola through log y (or y, where that is not positive) is lowest, within x; 0 if nowhere."""
-    square, line, _ = np.polyfit(x, np.log(y) if (y > 0).all() else y, 2)
-    return float(np.clip(-line / (2 * square), x[0], x[-1])) if square > 0 else 0.0
-
-
-def _center(rates: np.ndarray, losses: np.ndarray) -> float:
+def _center(rates: np.ndarray, point: Judged) -> float:
     """The middle of the rates whose loss is near the lowest; see `for_horizon`."""
     if len(rates) == 1:
         return float(rates[0])
-    x, scale = np.log(rates), max(lowest_size(losses), np.finfo(float).tiny)
-    return float(np.exp(np.average(x, weights=np.gradient(x) * np.exp(-excess(losses) / scale / SOFTNESS))))
+    x, scale = np.log(rates), max(SOFTNESS * point.fall, np.finfo(float).tiny)
+    return float(np.exp(np.average(x, weights=np.gradient(x) * np.exp(-excess(point.heights) / scale))))

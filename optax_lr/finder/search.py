@@ -3,7 +3,7 @@
 import dataclasses
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypedDict
 
 import numpy as np
@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from .. import checks
 from ..engine.engine import Engine
+from ..engine.reference import Wanted
 from ..engine.runs import Plan, Runs
 from ..engine.session import Opening, Session
 from ..types import PyTree
@@ -19,6 +20,7 @@ from .inputs import Posed
 from .optimizer import TABLE
 from .policies import AllDivergedError, Policy
 from .problem import Problem, problem_of
+from .rules import nothing_learned
 from .suggestion import Suggestion
 from .training import TakesNumbersOnlyError
 
@@ -137,6 +139,9 @@ def search(posed: Posed, policy: Policy, engine: Engine, opening: Opening) -> Su
         found = policy.answer(ended.runs)
     except AllDivergedError as error:
         raise every_lane_diverged(error.args[0], posed) from None
+    judging = found.finalists or found.curve
+    if nothing_learned(judging):
+        warnings.warn(found.reason, stacklevel=3)
     if stopped[-1]:
         warnings.warn(
             f"The search was interrupted: its answer is that of {ended.runs.rounds} finished rounds.",
@@ -144,7 +149,9 @@ def search(posed: Posed, policy: Policy, engine: Engine, opening: Opening) -> Su
         )
     params, model_state = ended.best or (None, None)
     curve = dataclasses.replace(found.curve, placement=ended.placement)
-    return dataclasses.replace(found, curve=curve, params=params, model_state=model_state)
+    return dataclasses.replace(
+        found, curve=curve, params=params, model_state=model_state, lane_steps=ended.runs.price
+    )
 
 
 def run_once(posed: Posed, engine: Engine, opening: Opening, plan: Plan) -> Ended:
@@ -177,8 +184,15 @@ def every_lane_diverged(curve: LRCurve, posed: Posed) -> EveryLaneDivergedError:
             "training: look at its data, and at the parameters to start from."
         )
     return EveryLaneDivergedError(
-        f"{sentence}; try a smaller min_learning_rate, and look at the loss of the first step."
+        f"{sentence}; try a smaller min_learning_rate: the rates destroy it, not the data, since without training "
+        f"the loss of batch {batch} is {loss:.4g}."
     )
+
+
+def without_training(posed: Posed, longest: int, evals: Sequence[int]) -> Wanted:
+    """The reference of a search: of what judges its runs, of all lengths that they may have."""
+    judge: Literal["metrics", "evals"] = "metrics" if posed.data.eval_batch is None else "evals"
+    return Wanted(judge, longest, tuple(sorted(set(evals))) if judge == "evals" else ())
 
 
 def example_lane(lanes: Mapping[str, Any], longest: int) -> dict[str, Any]:

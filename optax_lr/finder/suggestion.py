@@ -25,7 +25,8 @@ class Suggestion:
       reason: one sentence.
       curve: the curve that it was read from; of runs of several lengths, that of the longest.
       at_edge: whether the best rate lay at the edge of the rates that were tried.
-      lane_steps: how many training steps the search executed, over all its stages.
+      lane_steps: how many training steps the search executed, over all its stages; three forward passes that told
+        the loss without training count as one.
       rules: what the common rules say of the runs that span all rates (`shorter[0]` where there are shorter runs,
         else `curve`), by the names of their functions in `suggest`.
       finalists: the curve of the full runs under the real schedule, or None.

@@ -14,13 +14,13 @@ from ..engine.lengths import Epochs, steps_of
 from ..engine.runs import Plan, product
 from ..engine.session import Opening
 from ..types import Array, PeakToSchedule, PyTree, ScalarLike
-from . import tables
+from . import ceilings, tables
 from .curve import LRCurve
 from .grids import lanes_of
 from .inputs import pose
 from .optimizer import TABLE
 from .problem import Problem
-from .search import Options, every_lane_diverged, example_lane, given, run_once
+from .search import Options, every_lane_diverged, example_lane, given, run_once, without_training
 from .views import curve_of
 
 USUAL_STEPS = 100
@@ -80,11 +80,10 @@ def lr_sweep(
     """
     wanted = lanes_of(learning_rates, lanes)
     problem, engine = given(loss_fn, model_state is not None, options)
-    factor = checks.concrete("stop_factor", stop_factor, above=0)
-    runs = checks.size("seeds", seeds)
+    factor, runs = ceilings.factor_of(stop_factor), checks.size("seeds", seeds)
     steps = _length(batches, num_steps)
     every = steps if eval_every is None else checks.size("eval_every", eval_every)
-    lane = example_lane({name: values[0] for name, values in wanted.items()}, steps)
+    lane = example_lane({name: each[0] for name, each in wanted.items()}, steps)
     posed = pose(
         problem,
         params,
@@ -101,17 +100,18 @@ def lr_sweep(
     )
     if num_steps is None and not is_stacked(batches):
         steps = posed.data.num_batches
-    rates = wanted["learning_rate"]
-    table = tables.of_peaks(schedule, rates, steps, posed.first)
+    table = tables.of_peaks(schedule, wanted["learning_rate"], steps, posed.first)
     evals = sorted({*range(every, steps, every), steps}) if eval_batch is not None else []
     plan = _plan(wanted, table, range(runs), evals)
+    settings = {"lanes": digest([wanted, table]), "num_steps": steps, "eval_steps": evals, "seeds": runs}
     opening = Opening(
         lane=lane,
-        lanes=len(rates),
+        lanes=len(table),
         seeds=runs,
         longest=len(lane[TABLE]),
-        stop_factor=factor,
-        settings={"lanes": digest([wanted, table]), "num_steps": steps, "eval_steps": evals, "seeds": runs},
+        ceilings=ceilings.of_sweep(factor),
+        reference=without_training(posed, steps, evals),
+        settings={**settings, "stop factor": factor},
         description="lr_sweep",
     )
     ended = run_once(posed, engine, opening, plan)

@@ -57,6 +57,7 @@ class Trainer:
             step=self.step,
             begin=self.begin,
             evaluate=self.evaluate if evaluates else None,
+            still=still,
             functions=(*self.problem.functions, self.optimizer),
             static=(self.problem.static, self.by_name, self.form, _hashable(self.static)),
         )
@@ -136,6 +137,11 @@ class Trainer:
             if self.form == "number":
                 raise
             raise TakesNumbersOnlyError from error
+
+
+def still(before: Carry, after: Carry) -> Carry:
+    """What a step leaves behind where nothing is trained: the model's state goes on."""
+    return {**before, "state": after["state"]}
 
 
 def settled(gradients: PyTree) -> PyTree:

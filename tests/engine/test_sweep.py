@@ -471,11 +471,17 @@ def test_a_row_stops_where_its_average_is_above_its_ceiling():
     )
     steps = np.full(2, 30, np.int32)
     asked = runs.Plan({"losses": scripts}, np.zeros(2, np.int32), steps)
-    opening = session.Opening(lane={"losses": scripts[0]}, lanes=2, seeds=1, longest=30)
+    opening = session.Opening(
+        lane={"losses": scripts[0]},
+        lanes=2,
+        seeds=1,
+        longest=30,
+        ceilings=lambda before, rows: np.full((len(rows), 30), 1.2, np.float32),
+    )
     data = Data(np.int32(0), np.zeros(1, np.float32), 1, root_bits(None)[0], "threefry2x32")
     for at_once in ("auto", 2):
         with engine.Engine(progress=False, lanes_at_once=at_once).open(task, data, opening) as opened:
-            opened.run(asked, "ceilings", np.full((2, 30), 1.2, np.float32))
+            opened.run(asked, "ceilings")
             columns = opened.runs.columns
             average = 0.0
             for t, loss in enumerate(scripts[1]):
