@@ -18,8 +18,8 @@ from .policies import AllDivergedError, Asked, Policy
 from .suggestion import Suggestion
 from .views import curve_of
 
-# A combination is dropped if its lowest loss is above the best one's by more than this share of what that fell, and by
-# more than the noise: the rates of a phase are coarse, and the best one may lie between two of them.
+# A combination is dropped if its lowest loss is above the best one's by more than this share of what that fell, and
+# by more than the noise: the rates of a phase are coarse, and the best one may lie between two of them.
 CLEARLY_WORSE = 0.1
 
 

@@ -37,10 +37,13 @@ def lr_transfer(
     rate = found * (horizon / base)^slope * (batch / base)^power * 1
 
     The slope is the drift of the best rate with the length of runs, as `suggest.for_horizon` reads it off the
-    shorter runs of `found`; -0.5 if there are none. The power is 0.5; for SGD it is 1, on smaller batches and up to
-    the `critical_batch_size`. Above that the rate stays: noise limits the rate of small batches, stability that of
-    large ones. If SGD is not told where this changes, larger batches take 0.5, the middle. The width changes
+    shorter runs of `found`; -0.5 if there are none. The power is 0.5; for SGD it is 1, on smaller batches and up
+    to the `critical_batch_size`. Above that the rate stays: noise limits the rate of small batches, stability that
+    of large ones. If SGD is not told where this changes, larger batches take 0.5, the middle. The width changes
     nothing under `width_multipliers`.
+
+    A run that diverges costs more than a rate that is low. So the slope of a longer run is at most -0.25, and
+    larger batches raise the rate no further than to half of the lowest one at which a run of `found` diverged.
 
     The interval of `found` widens by what is not known: a slope by a quarter (within -1 and 0; by a half without
     shorter runs), the power by a quarter (0.5 to 1 for SGD; down to 0 for larger batches without a
@@ -86,7 +89,7 @@ def lr_transfer(
     if horizon is not None:
         factors.append(_of_horizon(found, horizon, base_horizon))
     if sizes:
-        factors.append(_of_batch(*sizes, critical_batch_size, like))
+        factors.append(_of_batch(found, *sizes, critical_batch_size, like))
     if widths:
         factors.append(_of_width(*widths))
     if not factors:
@@ -134,6 +137,8 @@ def _of_horizon(found: Suggestion, horizon: int, base_horizon: int | None) -> _F
         curves, longest = [*found.shorter, found.curve], found.curve.losses.shape[-1]
         rates = [for_horizon(curves, length).learning_rate for length in (longest, 2 * longest)]
         slope, unsure = math.log2(rates[1] / rates[0]), UNSURE
+        if steps > base:
+            slope = min(slope, -UNSURE)
         source = f"steps^{slope:.2f}, the drift between runs of {_lengths(found)} steps, suggest.for_horizon"
     else:
         slope, unsure = sum(SLOPES) / 2, (SLOPES[1] - SLOPES[0]) / 2
@@ -146,17 +151,30 @@ def _lengths(found: Suggestion) -> str:
     return " and ".join(str(curve.losses.shape[-1]) for curve in (*found.shorter, found.curve)[-2:])
 
 
-def _of_batch(base: float, size: float, critical: float | None, like: str) -> _Factor:
-    power, lowest, highest = _POWERS[like]
+def _of_batch(found: Suggestion, base: float, size: float, critical: float | None, like: str) -> _Factor:
     what, source = f"Batch size {base:g} to {size:g}", _BATCH_SOURCES[like]
-    if critical is None:
-        powers = _UNTOLD[like] if size > base else _POWERS[like]
-        if powers[0] != power:
+    powers, ratio = _POWERS[like], size / base
+    if critical is not None:
+        most = checks.concrete("critical_batch_size", critical, above=0)
+        ratio = min(size, most) / min(base, most)
+        source += f", up to {most:g}, McCandlish et al. 2018, arXiv:1812.06162"
+    elif size > base:
+        if powers[0] != _UNTOLD[like][0]:
             source = f"square root, the middle of none and {source}; no critical batch size is told"
-        return _factor(size / base, *powers, what, source)
-    most = checks.concrete("critical_batch_size", critical, above=0)
-    source += f", up to {most:g}, McCandlish et al. 2018, arXiv:1812.06162"
-    return _factor(min(size, most) / min(base, most), power, lowest, highest, what, source)
+        powers = _UNTOLD[like]
+    factor, low, high, line = _factor(ratio, *powers, what, source)
+    most_stable = max(1.0, _lowest_diverged(found) / 2 / found.learning_rate)
+    if factor <= most_stable:
+        return factor, low, high, line
+    factor, low = most_stable, min(low, 1.0)
+    reason = "half of the lowest rate that diverged"
+    return factor, low, high, f"{what}: x{factor:.3g}, between {low:.3g} and {high:.3g} ({reason})."
+
+
+def _lowest_diverged(found: Suggestion) -> float:
+    """The lowest rate at which a full run diverged; infinity if none has."""
+    curve = found.curve if found.finalists is None else found.finalists
+    return min(curve.learning_rates[~curve.stable], default=math.inf)
 
 
 def _of_width(base: float, width: float) -> _Factor:

@@ -1,5 +1,6 @@
 """A rate for another run: each factor by its formula, intervals that widen, and reasons that name the source."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -29,10 +30,11 @@ def drifting(slope):
 @pytest.mark.parametrize("slope", [-0.5, -0.2, -0.9])
 def test_the_drift_between_shorter_runs_is_carried_on(slope):
     found = olr.lr_transfer(drifting(slope), horizon=1600)
-    assert found.learning_rate == pytest.approx(0.04 * 16**slope, rel=0.05)
-    bounds = [0.03 * 16 ** max(slope - 0.25, -1), 0.06 * 16 ** min(slope + 0.25, 0)]
+    taken = min(slope, -0.25)  # a rate that is too high costs more
+    assert found.learning_rate == pytest.approx(0.04 * 16**taken, rel=0.05)
+    bounds = [0.03 * 16 ** max(taken - 0.25, -1), 0.06 * 16 ** min(taken + 0.25, 0)]
     assert [found.low, found.high] == pytest.approx(bounds, rel=0.05)
-    assert f"steps^{slope:.2f}, the drift between runs of 50 and 100 steps" in found.reason.splitlines()[1]
+    assert f"steps^{taken:.2f}, the drift between runs of 50 and 100 steps" in found.reason.splitlines()[1]
 
 
 def test_the_steps_of_the_found_run_are_those_of_its_full_runs_or_as_told():
@@ -64,6 +66,26 @@ def test_the_batch_size_counts_linearly_or_by_its_root(kind, base, size, critica
     assert [found.learning_rate, found.low, found.high] == pytest.approx(wanted)
     assert ("arXiv:1706.02677" if kind == "sgd" else "arXiv:2205.10287") in found.reason
     assert ("arXiv:1812.06162" in found.reason) == (critical is not None)
+
+
+def test_a_shorter_run_takes_the_drift_as_it_was_seen():
+    found = olr.lr_transfer(drifting(-0.1), horizon=25)
+    assert found.learning_rate == pytest.approx(0.04 * 4**0.1, rel=0.05)
+
+
+# The lowest rate that diverged, and the factor of a batch four times as large where the square root is 2.
+DIVERGED = [(0.25, 2.0), (0.125, 0.125 / 2 / 0.04), (0.0625, 1.0)]
+
+
+@pytest.mark.parametrize(("lowest", "factor"), DIVERGED)
+@pytest.mark.parametrize("kind", ["sgd", "adam"])
+def test_larger_batches_stay_below_what_diverged(kind, lowest, factor):
+    curve = dataclasses.replace(ONE.curve, diverged_at=np.where(lowest > RATES, -1, 7).astype(np.int32)[None])
+    one = dataclasses.replace(ONE, curve=curve)
+    found = olr.lr_transfer(one, batch_size=256, base_batch_size=64, optimizer=kind)
+    assert found.learning_rate == pytest.approx(0.04 * factor)
+    assert found.low <= found.learning_rate <= found.high
+    assert ("half of the lowest rate that diverged" in found.reason) == (factor < 2)
 
 
 def test_the_width_changes_nothing_but_the_interval():
