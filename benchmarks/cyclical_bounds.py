@@ -2,11 +2,15 @@
 
 Each problem is trained for 400 steps under a triangular schedule with half-cycles of 50 steps, at peaks a factor of
 1.58 apart (the base a tenth of the peak): that is the truth. The bounds are read off separate runs at constant
-rates, and off range tests; a triangular schedule between them is then trained, too. The score is its validation
-loss over that of the best peak, minus 1.
+rates, and off range tests, alone and checked by short runs; a triangular schedule between them is then trained,
+too. The score is its validation loss over that of the best peak, minus 1.
+
+Each problem's scores are stored as they come, beside this file; `--only 3` trains one, `--anew` all of them.
 """
 
 import argparse
+import json
+import pathlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +21,7 @@ from diagnosis import OPTIMIZERS, Problem, batches_of, load, loss_of, model
 import optax_lr as olr
 
 STEPS, HALF_CYCLE, SEEDS = 400, 50, 3
+RESULTS = pathlib.Path(__file__).with_suffix(".json")
 PEAKS = np.geomspace(1e-4, 10, 26)
 CASES = [
     (Problem("digits", "mlp"), "SGD"),
@@ -65,6 +70,10 @@ def scores(problem: Problem, optimizer: str) -> dict[str, float]:
         "ramp of 100 steps": olr.lr_range_test(*arguments, batches, **ramp),
         "ramp of 400 steps": olr.lr_range_test(*arguments, batches, num_steps=400, smoothing=0.9, **ramp),
     }
+    for count in (3, 5, 7):
+        curves[f"ramp of 100 steps, {count} short runs"] = olr.lr_range_test(
+            *arguments, batches, eval_batch=valid, check_runs=count, **ramp
+        )
     found = {}
     for name, curve in curves.items():
         try:
@@ -78,11 +87,24 @@ def scores(problem: Problem, optimizer: str) -> dict[str, float]:
     return found
 
 
+def stored() -> dict[str, dict[str, float]]:
+    """The scores that are known, by problem; JSON's NaN stands for a loss without a fall."""
+    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--problems", type=int, help="only so many problems")
-    cases = CASES[: parser.parse_args().problems]
-    found = [scores(*case) for case in cases]
+    parser.add_argument("--only", type=int, nargs="+", default=list(range(len(CASES))), help="which problems")
+    parser.add_argument("--anew", action="store_true", help="train what is stored already, too")
+    chosen = parser.parse_args()
+    cases = [CASES[at] for at in chosen.only]
+    for problem, optimizer in cases:
+        name = f"{problem.name}, {problem.model}, {optimizer}"
+        if chosen.anew or name not in stored():
+            both = {**stored(), name: scores(problem, optimizer)}
+            RESULTS.write_text(json.dumps(both, indent=1) + "\n")
+    known = stored()
+    found = [known[f"{problem.name}, {problem.model}, {optimizer}"] for problem, optimizer in cases]
     for (problem, optimizer), row in zip(cases, found, strict=True):
         said = ", ".join(
             f"{name} {score:+.0%}" if np.isfinite(score) else f"{name}: no fall seen"

@@ -6,6 +6,9 @@ import re
 import subprocess
 import sys
 
+import numpy as np
+import pytest
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -80,3 +83,22 @@ def test_rules_measures_again_what_it_stored() -> None:
     assert {name: json.loads(each) for name, each in figures.items()} == {
         name: stored[name] for name in ("blows_up", "saddles")
     }
+
+
+def test_wild_scores_a_search_by_its_closed_form(tmp_path: pathlib.Path) -> None:
+    results = tmp_path / "results.json"
+    few = ["--only", "quadratic", "--ways", "constant", "--keys", "1", "--results", str(results)]
+    printed = run("benchmarks/wild.py", *few)
+    assert re.search(r"^\| quadratic \| \d+%, \d+%[^|]*\|  \|  \|  \|$", printed, re.M)
+    (found,) = json.loads(results.read_text()).values()
+    truth = json.loads((ROOT / "benchmarks/wild_truth.json").read_text())["quadratic"]["constant"]
+    curvatures = np.geomspace(0.01, 100, 30)
+
+    def after_100_steps(rate: float) -> float:
+        return 0.5 * np.sum(curvatures * (1 - curvatures * rate) ** 200)
+
+    assert after_100_steps(truth["best"]) == pytest.approx(truth["losses"][0], rel=1e-3)
+    right = after_100_steps(found["rate"]) / truth["losses"][0] - 1
+    assert found["excess"] == pytest.approx(right, rel=1e-2, abs=1e-3)
+    # Stored results are not searched again.
+    assert run("benchmarks/wild.py", *few) == printed

@@ -111,7 +111,8 @@ def cyclical_bounds(curve: LRCurve) -> tuple[float, float]:
     The base is the first rate at which a tenth of the whole fall is done, of the seeds' mean. The peak of separate
     runs is the rate of the lowest loss. A ramp shows that rate too late: it trains at each rate for one step, and
     its smoothed loss follows even later. There the peak is the rate at which half of the fall is done, before the
-    loss turns ragged. The base is at most a quarter of the peak.
+    loss turns ragged. Where `lr_range_test` checked the ramp by short runs (`check_runs`), the peak is the rate of
+    their lowest loss. The base is at most a quarter of the peak.
 
     Raises:
       ValueError: fewer than two rates did not diverge, or the loss was not seen to fall.
@@ -132,10 +133,13 @@ def cyclical_bounds(curve: LRCurve) -> tuple[float, float]:
     becomes ragged, or falls.
     """
     rates, losses = _kept("cyclical_bounds", curve)
-    if not _seen(curve, losses).fall:
+    fell, checked = _seen(curve, losses).fall, _checked_peak(curve)
+    if not fell and checked is None:
         raise ValueError(
             f"cyclical_bounds needs a loss that falls, got none between {rates[0]:.3g} and {rates[-1]:.3g}."
         )
+    if checked is not None and not fell:
+        return checked / 4, checked
     means = losses.mean(axis=0)
     # The first points of a ramp are smoothed over few steps.
     first = len(means) // FIRST_OF_RAMP if curve.losses.shape[-1] == 1 else 0
@@ -148,8 +152,18 @@ def cyclical_bounds(curve: LRCurve) -> tuple[float, float]:
         below = np.flatnonzero(fallen < part)
         return float(rates[min(below[-1] + 1, best) if len(below) else 0])
 
-    peak = reached(PEAK) if curve.losses.shape[-1] == 1 else float(rates[best])
+    peak = checked or (reached(PEAK) if curve.losses.shape[-1] == 1 else float(rates[best]))
     return max(min(reached(SHARP), peak / 4), float(rates[0])), peak
+
+
+def _checked_peak(curve: LRCurve) -> float | None:
+    """The rate of the lowest loss of the runs that checked a ramp, where one of them learned."""
+    if curve.checked is None or not curve.checked.stable.any():
+        return None
+    losses, start = final_losses(curve.checked).mean(axis=0), untrained_loss(curve)
+    best = int(np.nanargmin(losses))
+    learned = start.value - losses[best] > CLEAR * start.error
+    return float(curve.checked.learning_rates[best]) if learned else None
 
 
 CLASSIC_RULES: dict[str, Callable[[LRCurve], Suggestion]] = {

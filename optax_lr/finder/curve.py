@@ -33,6 +33,7 @@ class LRCurve:
       hyperparameters: what the lanes were given beside the learning rate, by name; [lanes].
       reference: the loss of the untrained parameters on the data that judge, [seeds], or at each of the evaluations
         (of the training steps, where there is no validation), [seeds, points]; or None.
+      checked: of a range test, the short runs at constant rates that check it, or None.
     """
 
     learning_rates: Float[np.ndarray, "lanes"]
@@ -47,6 +48,7 @@ class LRCurve:
     )
     hyperparameters: Mapping[str, Shaped[np.ndarray, "lanes"]] = dataclasses.field(default_factory=dict)
     reference: Float[np.ndarray, " seeds *points"] | None = None
+    checked: "LRCurve | None" = None
 
     @property
     def lanes(self) -> dict[str, np.ndarray]:
@@ -66,7 +68,8 @@ class LRCurve:
         # A run that only its end showed to be lost was not stopped.
         last = steps - np.isfinite(self.losses)[..., ::-1].argmax(axis=-1)
         last = np.where(np.isfinite(self.losses).any(axis=-1), last, 0)
-        return int(np.where(self.diverged_at < 0, steps, np.maximum(last, self.diverged_at + 1)).sum())
+        made = int(np.where(self.diverged_at < 0, steps, np.maximum(last, self.diverged_at + 1)).sum())
+        return made + (0 if self.checked is None else self.checked.lane_steps)
 
     @property
     def stable(self) -> np.ndarray:
@@ -309,6 +312,8 @@ def png(result: Any) -> bytes | None:
 def arrays_of(curve: LRCurve) -> dict[str, np.ndarray]:
     fields = {name: getattr(curve, name) for name in _FIELDS}
     named = {f"{name}/{key}": value for name in _NAMED for key, value in getattr(curve, name).items()}
+    if curve.checked is not None:
+        named |= {f"checked/{name}": array for name, array in arrays_of(curve.checked).items()}
     return {name: np.asarray(value) for name, value in (fields | named).items() if value is not None}
 
 
@@ -318,4 +323,7 @@ def curve_in(file: Mapping[str, np.ndarray], path: str | Path, prefix: str = "")
         raise ValueError(f"{path} holds no curve: it lacks {', '.join(missing)}.")
     arrays = {name: file[prefix + name] for name in _FIELDS if prefix + name in file}
     named = {name: below(file, f"{prefix}{name}/") for name in _NAMED}
-    return LRCurve(**{"eval_losses": None, **arrays, **named, "placement": arrays["placement"].item()})
+    inner = f"{prefix}checked/"
+    checked = curve_in(file, path, inner) if any(name.startswith(inner) for name in file) else None
+    placement = arrays["placement"].item()
+    return LRCurve(**{"eval_losses": None, **arrays, **named, "placement": placement, "checked": checked})

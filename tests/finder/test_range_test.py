@@ -206,3 +206,36 @@ def test_wrong_input_gets_one_sentence(unhooked, changes, sentence):
     arguments = {"batches": BATCHES, "progress": False, "num_steps": 3} | changes
     with pytest.raises(ValueError, match=sentence):
         unhooked.lr_range_test(loss_fn, PARAMS, optax.sgd, arguments.pop("batches"), **arguments)
+
+
+@pytest.fixture(scope="module")
+def checked():
+    return quiet(loss_fn, PARAMS, optax.sgd, BATCHES, num_steps=40, check_runs=5, seeds=2)
+
+
+def test_short_runs_check_a_ramp_and_are_counted(checked, tmp_path):
+    plain = quiet(loss_fn, PARAMS, optax.sgd, BATCHES, num_steps=40, seeds=2)
+    short = checked.checked
+    assert plain.checked is None and 3 <= len(short.learning_rates) <= 5
+    assert short.losses.shape == (2, len(short.learning_rates), 40)
+    np.testing.assert_array_equal(checked.losses, plain.losses)
+    assert checked.lane_steps == plain.lane_steps + short.lane_steps
+    np.testing.assert_allclose(short.learning_rates[1:] / short.learning_rates[:-1] > 1.2, True)
+    checked.save(tmp_path / "curve.npz")
+    loaded = olr.LRCurve.load(tmp_path / "curve.npz")
+    np.testing.assert_array_equal(loaded.checked.losses, short.losses)
+
+
+def test_bounds_of_a_checked_ramp_have_their_peak_where_short_runs_are_best(checked):
+    base, peak = olr.suggest.cyclical_bounds(checked)
+    losses = olr.suggest.final_losses(checked.checked).mean(axis=0)
+    assert peak == checked.checked.learning_rates[np.nanargmin(losses)] and 0 < base <= peak / 4
+
+
+def test_no_more_rates_are_checked_than_allowed(unhooked):
+    assert (
+        len(quiet(loss_fn, PARAMS, optax.sgd, BATCHES, num_steps=40, check_runs=2).checked.learning_rates)
+        == 2
+    )
+    with pytest.raises(ValueError, match="check_runs must be"):
+        unhooked.lr_range_test(lambda w, x: (w - x) ** 2, 0.5, optax.sgd, np.ones(20), check_runs=-1)
