@@ -248,7 +248,11 @@ def runs_of(problem: Problem, optimizer: str) -> list[Run]:
     def run(kind: str, curve: olr.LRCurve, seed: int, lane: int) -> Run:
         name = f"{problem.name}, {problem.model}, {optimizer}, {curve.learning_rates[lane]:.2g}"
         assert curve.eval_losses is not None
-        return Run(kind, name, curve.losses[seed, lane], curve.eval_losses[seed, lane])
+        losses, evals = curve.losses[seed, lane].copy(), curve.eval_losses[seed, lane].copy()
+        if (lost := curve.diverged_at[seed, lane]) >= 0:
+            # The history of a run that was lost ends there.
+            losses[lost + 1 :], evals[curve.eval_steps > lost + 1] = np.nan, np.nan
+        return Run(kind, name, losses, evals)
 
     steps = problem.epochs * (len(train[0]) // problem.batch)
     curve = sweep(train, steps, RATES)

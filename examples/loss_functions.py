@@ -2,7 +2,7 @@
 
 A network learns handwritten digits from 300 images, a fifth of which have a wrong label. One rate is too low, one
 good; at 0.3 the network learns the wrong labels by heart: its training loss falls on, and its validation loss rises
-again. At 1.5 the losses swing, and 30 diverges. The five runs are one sweep; `diagnose` says the same of them.
+again. At 1.0 the losses swing, and 30 diverges. The five runs are one sweep; `diagnose` says the same of them.
 Writes out/loss_functions.png.
 """
 
@@ -19,7 +19,7 @@ from sklearn.model_selection import train_test_split
 import optax_lr as olr
 from optax_lr import plots
 
-RATES, BATCH, EPOCHS = [0.01, 0.1, 0.3, 1.5, 30.0], 20, 60
+RATES, BATCH, EPOCHS = [0.01, 0.1, 0.3, 1.0, 30.0], 20, 60
 OUT = pathlib.Path("out")
 
 
