@@ -175,17 +175,6 @@ PUBLIC = {
 }
 
 # What users reach after `import optax_lr.nnx`.
-PUBLIC_PLOTS = {
-    "plot_comparison",
-    "plot_effective_rates",
-    "plot_grid",
-    "plot_histories",
-    "plot_lr_curve",
-    "plot_schedules",
-    "png",
-}
-PUBLIC_PLOTS = {"plot_grid", "plot_histories", "plot_lr_curve", "plot_schedules", "plot_width_check", "png"}
-
 PUBLIC_NNX = {
     "clear_learning_rate",
     "get_learning_rate",

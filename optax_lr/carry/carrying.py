@@ -179,9 +179,8 @@ class _Carried:
         return "kept", leaf.field, value
 
     def _record(self, leaf: Leaf, source: Leaf, what: str) -> None:
-        if (
-            jnp.result_type(source.value).itemsize >= 4
-        ):  # a number that was cast to half precision is not exact
+        # A number that was cast to half precision is not exact.
+        if jnp.result_type(source.value).itemsize >= 4:
             self.recorded[leaf.place] = what
 
     def _late(self, leaf: Leaf, new: list[Leaf]) -> tuple[str, str, Any]:

@@ -6,7 +6,7 @@ What workers get are executables, which hold no function of the user's.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -249,10 +249,7 @@ def compile_programs(
     """Compile the programs that train and evaluate; see `arguments`."""
     layout = builder.layout
     given = arguments(builder, longest=longest, batches=batches, shardings=shardings, words=words)
-    train = _compiled(builder.train, layout, [given[name] for name in TRAIN], out=(0, 0, 2), donated=(0, 1))
-    evaluate = builder.traces.evaluate and _compiled(
-        builder.evaluate, layout, [given[name] for name in EVALUATE], out=1
-    )
+    train, evaluate = _compiled_steps(builder.train, layout, given), _compiled_evaluation(builder, given)
     # While one program runs, what only the other reads lies on the device, too.
     needed = bytes_needed(train, given["eval_batch"][0])
     if evaluate is not None:
@@ -270,12 +267,23 @@ def compile_looks(
     words: int,
 ) -> Programs:
     """Compile what looks without training, and what evaluates where that is not compiled yet."""
-    layout = builder.layout
     given = arguments(builder, longest=longest, batches=batches, shardings=shardings, words=words)
-    look = _compiled(builder.look, layout, [given[name] for name in TRAIN], out=(0, 0, 2), donated=(0, 1))
-    if evaluate is None and builder.traces.evaluate:
-        evaluate = _compiled(builder.evaluate, layout, [given[name] for name in EVALUATE], out=1)
+    look = _compiled_steps(builder.look, builder.layout, given)
+    if evaluate is None:
+        evaluate = _compiled_evaluation(builder, given)
     return Programs(look, evaluate, given["moving"][0], bytes_needed(look, given["eval_batch"][0]))
+
+
+def _compiled_steps(function: Callable, layout: Layout, given: Mapping[str, tuple[Any, str]]) -> Any:
+    """A function that makes steps, compiled."""
+    return _compiled(function, layout, [given[name] for name in TRAIN], out=(0, 0, 2), donated=(0, 1))
+
+
+def _compiled_evaluation(builder: Builder, given: Mapping[str, tuple[Any, str]]) -> Any:
+    """What evaluates, compiled; None where nothing does."""
+    if not builder.traces.evaluate:
+        return None
+    return _compiled(builder.evaluate, builder.layout, [given[name] for name in EVALUATE], out=1)
 
 
 def arguments(

@@ -35,7 +35,7 @@ def of_search(stop_factor: float) -> Ceilings:
         if stop_factor == np.inf:
             return _above_reference(rows, lambda losses: np.full(len(losses), np.inf))
         ends = [_end(before, int(steps)) for steps in np.unique(before.columns["steps"])]
-        fall = max((end.fall for end in ends if np.isfinite(end.heights).any() and end.learned), default=0.0)
+        fall = max((end.fall for end in ends if end.survives and end.learned), default=0.0)
         return _above_reference(rows, lambda losses: np.full(len(losses), stop_factor * fall or np.inf))
 
     return ceilings

@@ -66,7 +66,7 @@ class Combinations(Policy):
     def answer(self, runs: Runs) -> Suggestion:
         left = list(self._left(runs))
         found = {which: self.alone.answer(self.of(runs, which)) for which in left}
-        last = {which: each.finalists or each.curve for which, each in found.items()}
+        last = {which: each.deciding for which, each in found.items()}
         # After an interrupt some may have run further than others.
         longest = max(curve.losses.shape[-1] for curve in last.values())
         ended = [which for which in left if last[which].losses.shape[-1] == longest]

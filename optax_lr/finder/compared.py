@@ -112,7 +112,7 @@ class Comparison:
         found = self.found[name]
         if found is None:
             return None
-        curve = found.curve if found.finalists is None else found.finalists
+        curve = found.deciding
         losses = final_losses(curve)
         above, most = excess(losses), GOOD * abs(np.nanmin(losses.mean(axis=0)))
         low, high = interval(

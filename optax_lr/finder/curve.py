@@ -310,6 +310,7 @@ def png(result: Any) -> bytes | None:
 
 
 def arrays_of(curve: LRCurve) -> dict[str, np.ndarray]:
+    """All of a curve as named arrays, for a file; `curve_in` reads them."""
     fields = {name: getattr(curve, name) for name in _FIELDS}
     named = {f"{name}/{key}": value for name in _NAMED for key, value in getattr(curve, name).items()}
     if curve.checked is not None:
@@ -318,6 +319,11 @@ def arrays_of(curve: LRCurve) -> dict[str, np.ndarray]:
 
 
 def curve_in(file: Mapping[str, np.ndarray], path: str | Path, prefix: str = "") -> LRCurve:
+    """The curve that `arrays_of` took apart, from the arrays of a file whose names begin with a prefix.
+
+    Raises:
+      ValueError: there is none.
+    """
     missing = [name for name in _FIELDS if prefix + name not in file and name not in _OPTIONAL]
     if missing:
         raise ValueError(f"{path} holds no curve: it lacks {', '.join(missing)}.")

@@ -47,6 +47,11 @@ class Judged(NamedTuple):
     known: bool
 
     @property
+    def survives(self) -> bool:
+        """Whether any rate is left."""
+        return bool(np.isfinite(self.heights).any())
+
+    @property
     def fall(self) -> float:
         """How far the best rate fell, the unit of tolerances; 0 where none did, or none is left."""
         return fall_of(self.heights)
@@ -101,7 +106,7 @@ def with_lost_runs(curve: LRCurve) -> LRCurve:
     Where no rate learned, only what rose to a multiple of the reference is called so.
     """
     end = judged(curve)[-1]
-    if curve.reference is None or not np.isfinite(end.heights).any():
+    if curve.reference is None or not end.survives:
         return curve
     if end.learned:
         noise = np.maximum(pooled_deviation(near_best(end.heights)), end.noise)

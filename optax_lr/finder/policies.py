@@ -108,16 +108,16 @@ def surviving(curve: LRCurve) -> LRCurve:
     Raises:
       AllDivergedError: no rate survived.
     """
-    if not np.isfinite(judged(curve)[-1].heights).any():
+    if not judged(curve)[-1].survives:
         raise AllDivergedError(curve)
     return curve
 
 
 def beyond_edge(curve: LRCurve, ratio: float, bounds: Bounds) -> float | None:
     """The next rate beyond an edge that the best rate lies at, or that all harmless ones lie beyond; or None."""
-    best, rates = rules.best_lane(curve), curve.learning_rates
+    best, rates, end = rules.best_lane(curve), curve.learning_rates, judged(curve)[-1]
     lower, higher = rates[0] / ratio, rates[-1] * ratio
-    if np.isfinite(judged(curve)[-1].heights).any() and rules.nothing_learned(curve):
+    if end.survives and not end.learned:
         wanted = {-1: lower, 0: None, 1: higher}[rules.harmless_side(curve)]
         return float(wanted) if wanted is not None and bounds.hold(wanted) else None
     if best == 0 and bounds.hold(lower):
@@ -136,8 +136,8 @@ def beside_lost(runs: Runs, curve: LRCurve, seeds: Sequence[int]) -> tuple[np.nd
     between = rules.edge_rate(curve)
     if between is not None:
         return np.array([between]), seeds
-    heights, best = judged(curve)[-1].heights, rules.best_lane(curve)
-    if len(seeds) > 1 or not np.isfinite(heights).any() or not rules.lost_above(heights, best):
+    end, best = judged(curve)[-1], rules.best_lane(curve)
+    if len(seeds) > 1 or not end.survives or not rules.lost_above(end.heights, best):
         return None
     further = seeds[0] + 1
     known = runs.lanes["learning_rate"][runs.columns["seed"] == further]
@@ -224,7 +224,7 @@ class Around(Policy):
         seeds: Sequence[int] = range(self.seeds)
         if len(runs):
             curve = curve_of(runs)
-            if np.isfinite(judged(curve)[-1].heights).any():
+            if judged(curve)[-1].survives:
                 wider = beyond_edge(curve, self.ratio, self.bounds)
                 more = beside_lost(runs, curve, seeds) if wider is None else (np.array([wider]), seeds)
             else:

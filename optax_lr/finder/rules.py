@@ -182,12 +182,12 @@ def rates_beside(curve: LRCurve) -> list[float]:
 
     At least one and at most two on a side, but none beyond one that diverged.
     """
-    rates = curve.learning_rates
-    if _none_usable(curve):
+    rates, end = curve.learning_rates, _end(curve)
+    if end is None:
         return [float(rates[0] / BESIDE)]
-    heights, best = judged(curve)[-1].heights, best_lane(curve)
+    best = lowest_lane(end.heights)
     # What is alike to the bit has no neighbor that is clearly worse.
-    above, most = excess(heights), noise_threshold(heights, SEARCH_LEVEL)
+    above, most = excess(end.heights), noise_threshold(end.heights, SEARCH_LEVEL)
     lacking = []
     for ratio in (1 / BESIDE, BESIDE):
         for count in range(1, MOST_BESIDE + 1):
@@ -209,11 +209,11 @@ def next_rate(curve: LRCurve) -> float | None:
     None where the best is at an edge or both gaps are small. (A sharp optimum lies between lanes as often as at
     one, and a parabola through three of them does not see it.)
     """
-    if _none_usable(curve):
+    rates, end = curve.learning_rates, _end(curve)
+    if end is None:
         return None
-    heights, rates = judged(curve)[-1].heights, curve.learning_rates
-    means, best = np.nan_to_num(heights.mean(axis=0), nan=np.inf), best_lane(curve)
-    if lost_above(heights, best):
+    means, best = np.nan_to_num(end.heights.mean(axis=0), nan=np.inf), lowest_lane(end.heights)
+    if lost_above(end.heights, best):
         return edge_rate(curve)
     if not 0 < best < len(rates) - 1:
         return None
@@ -231,11 +231,10 @@ def edge_rate(curve: LRCurve) -> float | None:
     Close is a ratio of 1.25; or of 1.07 while the line through the best rate and the next lower one promises more
     in the middle than noise hides.
     """
-    if _none_usable(curve):
+    rates, end = curve.learning_rates, _end(curve)
+    if end is None or not (end.learned and _beside_lost(end)):
         return None
-    end, rates, best = judged(curve)[-1], curve.learning_rates, best_lane(curve)
-    if not (end.learned and lost_above(end.heights, best)):
-        return None
+    best = lowest_lane(end.heights)
     ratio, lower = rates[best + 1] / rates[best], excess(end.heights)[max(0, best - 1)]
     slope = lower / np.log(rates[best] / rates[best - 1]) if best and np.isfinite(lower) else 0.0
     promising = slope * np.log(ratio) / 2 > noise_threshold(end.heights, SEARCH_LEVEL, tolerance=0.0)
@@ -253,7 +252,8 @@ def undecided(curve: LRCurve) -> bool:
 
 def best_lane(curve: LRCurve) -> int:
     """The lane of the lowest mean loss; 0 where every rate diverged, since a lower one may not."""
-    return 0 if _none_usable(curve) else lowest_lane(judged(curve)[-1].heights)
+    end = _end(curve)
+    return 0 if end is None else lowest_lane(end.heights)
 
 
 def final_losses(curve: LRCurve) -> np.ndarray:
@@ -288,9 +288,18 @@ def lost_above(heights: np.ndarray, lane: int) -> bool:
 
 
 def _usable(curve: LRCurve) -> list[Judged]:
-    if _none_usable(curve):
+    refuse_more_axes(curve)
+    points = judged(curve)
+    if not points[-1].survives:
         raise ValueError("Every rate diverged, so no rate can be suggested.")
-    return judged(curve)
+    return points
+
+
+def _end(curve: LRCurve) -> Judged | None:
+    """The runs at their end; None where every rate diverged."""
+    refuse_more_axes(curve)
+    end = judged(curve)[-1]
+    return end if end.survives else None
 
 
 def _beside_lost(point: Judged) -> bool:
@@ -339,6 +348,11 @@ def _lowest_at(curve: LRCurve, rate: float, where: str) -> str:
 
 
 def refuse_more_axes(curve: LRCurve) -> None:
+    """Refuse a curve that is not over learning rates alone, in their order.
+
+    Raises:
+      ValueError: another hyperparameter varies, too, or the rates do not increase.
+    """
     if len(curve.axes) > 1:
         name = curve.axes[1]
         raise ValueError(
@@ -350,11 +364,6 @@ def refuse_more_axes(curve: LRCurve) -> None:
             f"A rule needs learning rates in increasing order, got {curve.learning_rates.tolist()}; "
             "curve.take(np.argsort(curve.learning_rates)) has them so."
         )
-
-
-def _none_usable(curve: LRCurve) -> bool:
-    refuse_more_axes(curve)
-    return not np.isfinite(judged(curve)[-1].heights).any()
 
 
 def _bottom(rates: np.ndarray, heights: np.ndarray, best: int, span: tuple[int, int]) -> float:

@@ -139,8 +139,7 @@ def search(posed: Posed, policy: Policy, engine: Engine, opening: Opening) -> Su
         found = policy.answer(ended.runs)
     except AllDivergedError as error:
         raise every_lane_diverged(error.args[0], posed) from None
-    judging = found.finalists or found.curve
-    if nothing_learned(judging):
+    if nothing_learned(found.deciding):
         warnings.warn(found.reason, stacklevel=3)
     if stopped[-1]:
         warnings.warn(

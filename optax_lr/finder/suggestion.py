@@ -51,6 +51,11 @@ class Suggestion:
     hyperparameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
     combinations: LRCurve | None = None
 
+    @property
+    def deciding(self) -> LRCurve:
+        """The curve that decided: that of the full runs, or `curve` where there are none."""
+        return self.curve if self.finalists is None else self.finalists
+
     def save(self, path: str | Path) -> None:
         """Write the suggestion and its curves, without `params` and `model_state`, to one `.npz` file.
 

@@ -123,15 +123,20 @@ def _pair(name: str, value: float | None, base: float | None) -> tuple[float, fl
 
 
 def _factor(ratio: float, power: float, lowest: float, highest: float, what: str, source: str) -> _Factor:
-    """The factor, its bounds, and the line that says so."""
+    """The factor of a ratio under a power and the range of it."""
     factor, *ends = (ratio**one for one in (power, lowest, highest))
-    low, high = min(*ends, factor), max(*ends, factor)
+    return _with_line(factor, min(*ends, factor), max(*ends, factor), what, source)
+
+
+def _with_line(factor: float, low: float, high: float, what: str, source: str) -> _Factor:
+    """A factor, its bounds, and the line that says so."""
     return factor, low, high, f"{what}: x{factor:.3g}, between {low:.3g} and {high:.3g} ({source})."
 
 
 def _of_horizon(found: Suggestion, horizon: int, base_horizon: int | None) -> _Factor:
-    last = found.curve if found.finalists is None else found.finalists
-    base = last.losses.shape[-1] if base_horizon is None else checks.size("base_horizon", base_horizon)
+    base = (
+        found.deciding.losses.shape[-1] if base_horizon is None else checks.size("base_horizon", base_horizon)
+    )
     steps = checks.size("horizon", horizon)
     if found.shorter:
         curves, longest = [*found.shorter, found.curve], found.curve.losses.shape[-1]
@@ -166,14 +171,12 @@ def _of_batch(found: Suggestion, base: float, size: float, critical: float | Non
     most_stable = max(1.0, _lowest_diverged(found) / 2 / found.learning_rate)
     if factor <= most_stable:
         return factor, low, high, line
-    factor, low = most_stable, min(low, 1.0)
-    reason = "half of the lowest rate that diverged"
-    return factor, low, high, f"{what}: x{factor:.3g}, between {low:.3g} and {high:.3g} ({reason})."
+    return _with_line(most_stable, min(low, 1.0), high, what, "half of the lowest rate that diverged")
 
 
 def _lowest_diverged(found: Suggestion) -> float:
     """The lowest rate at which a full run diverged; infinity if none has."""
-    curve = found.curve if found.finalists is None else found.finalists
+    curve = found.deciding
     return min(curve.learning_rates[~curve.stable], default=math.inf)
 
 

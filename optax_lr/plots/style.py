@@ -69,6 +69,7 @@ def sequential(axes: Axes, count: int) -> list[Color]:
 
 
 def listed(colors: Sequence[Color]) -> ListedColormap:
+    """A color map of some colors, in equal parts."""
     return ListedColormap(list(colors))
 
 
