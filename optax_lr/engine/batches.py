@@ -85,7 +85,7 @@ def read_batches(batches: PyTree | Iterable[PyTree], count: int) -> tuple[PyTree
     Arrays of JAX that lie on several devices stay where they are. An iterable is read once and copied once.
 
     Raises:
-      ValueError: there is no batch, shapes differ, or a field is no array of numbers.
+      ValueError: there is no batch, shapes or dtypes differ, or a field is no array of numbers.
     """
     if is_stacked(batches):
         stacked = host_arrays("batches", batches)
@@ -144,6 +144,15 @@ class _Store:
                 f"batches must all have one shape, got {checks.shapes(batch)} at batch {self.size} after "
                 f"{self._first}; drop the last, smaller batch of an epoch."
             )
+        for (path, _), leaf, like in zip(
+            jax.tree_util.tree_leaves_with_path(batch), leaves, self._like, strict=True
+        ):
+            if leaf.dtype != like.dtype:
+                raise ValueError(
+                    f"batches must all have one dtype, got {leaf.dtype} at batch {self.size} after {like.dtype} "
+                    f"in batch{jax.tree_util.keystr(path)}: convert it where batches are read, as in "
+                    "[jax.tree.map(numpy.float32, batch) for batch in loader]."
+                )
         room = len(self._memory[0]) // max(1, self._like[0].nbytes) if self._memory else 0
         if self.size >= room:
             self._resize(min(self._most, max(self.size * 5 // 4, self.size + 16)))

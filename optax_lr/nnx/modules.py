@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from .. import checks
 from ..finder.problem import Outcome, Problem, does_not_take, problem_of
 from ..types import Array, Metrics, PyTree
 
@@ -49,7 +50,9 @@ class ModuleProblem(Problem):
         module = nnx.merge(self.graphdef, params, model_state, copy=True)
         plain = Problem(self.loss_fn, self.with_key, self.has_aux)
         found = plain(module, None, batch, key)
-        _, trained, rest = split(module, self.wrt)
+        graphdef, trained, rest = split(module, self.wrt)
+        if graphdef != self.graphdef:
+            _warn_of_what_stays(nnx.merge(self.graphdef, params, model_state, copy=True), module)
         return found._replace(state=rest, params=trained)
 
     def measure(self, params: PyTree, model_state: PyTree, eval_batch: PyTree, key: Array) -> Metrics:
@@ -81,7 +84,7 @@ def unpacked(
         graphdef, params, rest = split(module, wrt)
     if not jax.tree.leaves(params):
         raise ValueError(f"wrt must select variables of the model to train, and {wrt!r} selects none.")
-    drawn = functools.partial(_drawn_once, {}, model, wrt)
+    drawn = functools.partial(_drawn_once, {}, model, graphdef, wrt)
     is_module = isinstance(model, nnx.Module)
     return {
         "loss_fn": ModuleProblem(
@@ -108,6 +111,30 @@ def _warn_if_evaluating(module: nnx.Module) -> None:
         )
 
 
+def _warn_of_what_stays(before: nnx.Module, after: nnx.Module) -> None:
+    """Say which plain attributes a loss changed; the mode is no such attribute, as it is set for each call."""
+    before.train()
+    after.train()
+    if changed := _plain_differences(before, after):
+        warnings.warn(
+            f"The loss changes plain attributes of the model, {checks.listed(changed)}: in a search each step "
+            "begins with their first values. What goes on belongs into an nnx.Variable, such as "
+            "nnx.Variable(jnp.array(0)).",
+            stacklevel=2,
+        )
+
+
+def _plain_differences(one: nnx.Module, other: nnx.Module) -> list[str]:
+    """The paths of attributes that are plain values, no variables, and differ between two modules."""
+    plain = bool, int, float, complex, str, bytes, tuple, type(None)
+    ours, theirs = (
+        {path: leaf for path, leaf in nnx.iter_graph(module) if isinstance(leaf, plain)}
+        for module in (one, other)
+    )
+    paths = [*ours, *(path for path in theirs if path not in ours)]
+    return [".".join(map(str, path)) for path in paths if ours.get(path) != theirs.get(path)]
+
+
 def _module_of(model: Model, key: Array) -> nnx.Module:
     """A module to take apart: a copy of the one given, or of one that is drawn."""
     if isinstance(model, nnx.Module):
@@ -123,12 +150,18 @@ def _module_of(model: Model, key: Array) -> nnx.Module:
 
 
 def _drawn_once(
-    kept: dict[bytes, tuple[Any, PyTree, PyTree]], model: Model, wrt: Any, key: Array
+    kept: dict[bytes, tuple[Any, PyTree, PyTree]], model: Model, graphdef: Any, wrt: Any, key: Array
 ) -> tuple[Any, PyTree, PyTree]:
     """The parts of what a function draws; parameters and the rest are asked for one after the other."""
     which = np.asarray(jax.random.key_data(key)).tobytes()
     if which not in kept:
-        kept[which] = split(_module_of(model, key), wrt)
+        drawn = _module_of(model, key)
+        kept[which] = split(drawn, wrt)
+        if differences := _plain_differences(nnx.merge(graphdef, *kept[which][1:]), drawn):
+            raise ValueError(
+                "model must return modules that differ in their variables alone, and the plain attributes "
+                f"{checks.listed(differences)} differ from key to key."
+            )
     return kept[which]
 
 

@@ -80,6 +80,27 @@ def test_fields_of_any_dtype_and_shape_come_through(dtype, count):
     assert stacked["a"].dtype == dtype and stacked["b"][1].shape[1:] == (0, 2)
 
 
+LATER = [np.float32(0.75), np.int32(3), True, np.uint8(3), jnp.bfloat16(0.75), np.float16(3), 1j, 0.75, 3]
+
+
+@pytest.mark.parametrize("later", LATER, ids=lambda value: f"{np.asarray(value).dtype}")
+@pytest.mark.parametrize("first", LATER, ids=lambda value: f"{np.asarray(value).dtype}")
+@pytest.mark.parametrize("form", [list, iter])
+def test_no_batch_is_cast_to_the_dtype_of_another(form, first, later):
+    """A loop by hand would see a float where the first batch had an int; what JAX itself casts, is cast."""
+    batches = [{"x": first}, {"x": first}, {"x": later}]
+    expected = [jnp.asarray(each["x"]) for each in batches]
+    if expected[0].dtype == expected[2].dtype:
+        stacked, _ = read_batches(form(batches), 3)
+        np.testing.assert_array_equal(stacked["x"][:3], np.stack(expected))
+    else:
+        one, other = expected[0].dtype, expected[2].dtype
+        with pytest.raises(
+            ValueError, match=rf"one dtype, got {other} at batch 2 after {one} in batch\['x'\]"
+        ):
+            read_batches(form(batches), 3)
+
+
 def test_large_streams_take_no_more_rows_than_they_have(monkeypatch):
     monkeypatch.setattr("optax_lr.engine.batches.SMALL", 0)
     stacked, count = read_batches(iter(DATA[:37]), 50)

@@ -5,8 +5,10 @@ python victim.py DIRECTORY LOG RESULT LANES_AT_ONCE
 Ctrl-C ends it with status 130, after it logged the threads that it has left and the seconds that it took to stop.
 """
 
+import contextlib
 import json
 import os
+import signal
 import sys
 import threading
 import time
@@ -85,6 +87,9 @@ if __name__ == "__main__":
     try:
         main()
     except KeyboardInterrupt:
+        # The second Ctrl-C may come when the search has ended, even while the interpreter does.
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
         with open(f"{LOG}.stopped", "w") as log:
             json.dump({"threads": [each.name for each in threading.enumerate()], "at": time.time()}, log)
         sys.exit(130)

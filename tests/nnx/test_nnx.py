@@ -133,6 +133,60 @@ def test_every_seed_draws_its_own_start_where_the_model_is_a_function():
     assert len(set(curve.losses[:, 0, 0].tolist())) == 3
 
 
+class Counting(nnx.Module):
+    """Warms up by a count of its calls, which is plain or a variable."""
+
+    def __init__(self, count, scale=1.0):
+        self.layer = nnx.Linear(3, 1, use_bias=False, rngs=nnx.Rngs(0))
+        self.dropout = nnx.Dropout(0.0, rngs=nnx.Rngs(0))
+        self.count, self.scale = count, scale
+
+    def __call__(self, x):
+        if isinstance(self.count, nnx.Variable):
+            self.count[...] += 1
+            count = self.count[...]
+        else:
+            self.count = count = self.count + 1
+        return self.dropout(self.layer(x)) * self.scale * jnp.minimum(1.0, count / 4)
+
+
+def test_plain_attributes_that_a_loss_changes_are_told():
+    run = functools.partial(quiet, loss_fn, learning_rates=[1e-3], num_steps=3)
+    with pytest.warns(
+        UserWarning, match=r"changes plain attributes of the model, 'count': in a search each step"
+    ):
+        run(Counting(0), optax.sgd, BATCHES)
+    held = Counting(nnx.Variable(jnp.array(0)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        curve = run(held, optax.adam, BATCHES)
+    np.testing.assert_allclose(curve.losses[0, 0], own_loop(held, 1e-3, 3)[2], rtol=1e-5)
+
+
+def test_a_loss_that_sets_the_mode_is_not_told_so():
+    def loss(model, batch):
+        model.eval()
+        evaluated = model(batch[0])
+        model.train()
+        return loss_fn(model, batch) + 0 * evaluated.sum()
+
+    model = nnx.Sequential(nnx.Linear(3, 1, rngs=nnx.Rngs(0)), nnx.Dropout(0.1, rngs=nnx.Rngs(0)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for last in (loss, lambda model, batch: (loss(model, batch), model.eval())[0]):
+            quiet(last, model, optax.sgd, BATCHES, learning_rates=[1e-3], num_steps=3)
+
+
+def test_starts_of_a_function_differ_in_variables_alone(unhooked_nnx):
+    def drawn(key):
+        return Counting(nnx.Variable(jnp.array(0)), scale=float(jax.random.uniform(key)))
+
+    with pytest.raises(
+        ValueError, match=r"modules that differ in their variables alone, and .* 'scale' differ"
+    ):
+        unhooked_nnx.lr_sweep(loss_fn, drawn, optax.sgd, BATCHES, learning_rates=[1e-3], num_steps=3, seeds=2)
+
+
 def test_a_loss_may_take_a_key_and_may_sow():
     def loss(model, batch, key):
         model.sow(nnx.Intermediate, "inputs", batch[0])
