@@ -6,7 +6,7 @@ float64; traced ones come back as arrays of the default float type or of int32.
 
 import difflib
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -197,6 +197,29 @@ def not_below(name: str, value: Any, floor_name: str, floor: Any) -> None:
     """
     if not (is_traced(value) or is_traced(floor)) and value < floor:
         raise _refusal(name, f"at least {floor_name}={floor!r}", repr(value))
+
+
+# What JAX raises where Python needs the value of a traced number.
+TRACER_ERRORS = (
+    jax.errors.ConcretizationTypeError,
+    jax.errors.TracerArrayConversionError,
+    jax.errors.TracerIntegerConversionError,
+)
+
+
+def value_at(name: str, schedule: Callable[[Any], Any], step: Any) -> Any:
+    """The value of a schedule at a step, which may be traced.
+
+    Raises:
+      ValueError: the schedule needs the number of the step, and has a traced one.
+    """
+    try:
+        return schedule(step)
+    except TRACER_ERRORS as error:
+        raise ValueError(
+            f"{name} must be a schedule that JAX can trace, and {schedule!r} branches on the step or takes it out "
+            "of JAX: use jnp.where or optax.join_schedules."
+        ) from error
 
 
 def shapes(tree: PyTree) -> str:

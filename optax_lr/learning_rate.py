@@ -106,13 +106,13 @@ def as_schedule(learning_rate: ScalarLike | Schedule) -> Schedule:
 def first_rate(schedule: Schedule) -> ScaleByLearningRateState:
     """The state before the first update."""
     count = jnp.zeros((), jnp.int32)
-    rate = jnp.asarray(schedule(count), float)
+    rate = jnp.asarray(checks.value_at("learning_rate", schedule, count), float)
     return ScaleByLearningRateState(count, rate, jnp.array(rate))  # two buffers, so that both can be donated
 
 
 def next_rate(schedule: Schedule, state: ScaleByLearningRateState) -> ScaleByLearningRateState:
     """The state after one more update, which uses the `learning_rate` in it."""
-    given = jnp.asarray(schedule(state.count), float)
+    given = jnp.asarray(checks.value_at("learning_rate", schedule, state.count), float)
     set_by_hand = is_set(state)
     return ScaleByLearningRateState(
         optax.safe_increment(state.count),

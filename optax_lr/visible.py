@@ -46,9 +46,9 @@ def visible(
       returns is an optimizer whose state is a `VisibleState`.
 
     Raises:
-      ValueError: `factory` takes no argument; when called, a concrete rate is negative or not finite; on init or
-        update, `factory` takes no schedule, does not read it (`optax.rprop`: a first step, no rate), or makes a
-        visible rate itself.
+      ValueError: `factory` is no function or takes no argument; when called, a concrete rate is negative or not
+        finite; on init or update, `factory` takes no schedule, does not read it (`optax.rprop`: a first step, no
+        rate), or makes a visible rate itself.
 
     >>> import jax.numpy as jnp
     >>> from optax_lr import get_learning_rate, set_learning_rate
@@ -60,6 +60,11 @@ def visible(
 
     Source: `optax.inject_hyperparams`, without its casts and with a schedule that can be set.
     """
+    if not callable(factory):
+        raise ValueError(
+            f"factory must be a function of the learning rate, got a {type(factory).__name__}: "
+            "visible(optax.adam)(0.1) in place of visible(optax.adam(0.1))."
+        )
     signature = inspect.signature(factory)
     names = list(signature.parameters)
     if not names:

@@ -102,11 +102,11 @@ def read_batches(batches: PyTree | Iterable[PyTree], count: int) -> tuple[PyTree
 
 def is_stacked(batches: PyTree | Iterable[PyTree]) -> bool:
     """Whether batches are arrays with a leading axis; a list, a generator or a loader holds them one by one."""
-    leaves = jax.tree.leaves(batches, is_leaf=_yields)
+    leaves = jax.tree.leaves(batches, is_leaf=yields)
     return not isinstance(batches, list) and bool(leaves) and all(hasattr(leaf, "shape") for leaf in leaves)
 
 
-def _yields(node: Any) -> bool:
+def yields(node: Any) -> bool:
     """Whether a node is an iterable that is no container of arrays: a generator, a data loader."""
     return (
         isinstance(node, Iterable)
@@ -136,13 +136,17 @@ class _Store:
         if not self.size:
             self._like = [np.empty_like(leaf) for leaf in leaves]
             self._memory = [np.empty(0, np.uint8) for _ in leaves]
-        alike = structure == self._structure and all(
-            leaf.shape == like.shape for leaf, like in zip(leaves, self._like, strict=True)
-        )
-        if not alike:
+        if structure != self._structure:
+            raise ValueError(
+                f"batches must all have one structure, got {checks.shapes(batch)} at batch {self.size} after "
+                f"{self._first}: give each the same fields."
+            )
+        if any(leaf.shape != like.shape for leaf, like in zip(leaves, self._like, strict=True)):
+            bare = jax.tree_util.treedef_is_leaf(structure)
+            hint = "; arrays with an axis of steps go into a tuple, (inputs, targets)" if bare else ""
             raise ValueError(
                 f"batches must all have one shape, got {checks.shapes(batch)} at batch {self.size} after "
-                f"{self._first}; drop the last, smaller batch of an epoch."
+                f"{self._first}: drop the last, smaller batch of an epoch{hint}."
             )
         for (path, _), leaf, like in zip(
             jax.tree_util.tree_leaves_with_path(batch), leaves, self._like, strict=True

@@ -85,9 +85,14 @@ class Folder:
         """Keep other processes out of the directory.
 
         Raises:
-          ValueError: another search is running in it.
+          ValueError: another search is running in it, or it is a file.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ValueError(
+                f"checkpoint={str(self.path)!r} must be a directory, and a file is there."
+            ) from error
         try:
             import fcntl
         except ImportError:  # Windows has no such lock

@@ -307,7 +307,9 @@ def _opening(
             "seeds": seeds,
             "longest": policy.longest,
             "stop factor": stop_factor,
-            "first rows": digest([asked.plan.lanes, asked.plan.tables, list(asked.plan.eval_steps)]),
+            "first rates or schedules": digest(
+                [asked.plan.lanes, asked.plan.tables, list(asked.plan.eval_steps)]
+            ),
         },
         description="lr_find",
     )

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from .. import checks
-from ..engine.batches import Data, host_arrays, is_stacked, read_batches, root_bits, root_key
+from ..engine.batches import Data, host_arrays, is_stacked, read_batches, root_bits, root_key, yields
 from ..engine.layout import context, mesh_of_user
 from ..engine.task import is_key
 from ..types import Array, PyTree
@@ -88,6 +88,8 @@ def pose(
     """
     if problem.eval_fn is not None and eval_batch is None:
         raise ValueError("eval_fn needs eval_batch: the data that it is called with.")
+    if eval_batch is not None and yields(eval_batch):
+        _refuse_several(f"a {type(eval_batch).__name__}")
     stack = batches if is_stacked(batches) else None
     checks.not_traced("a search", params, stack, eval_batch, model_state, opt_state, key)
     checks.no_module("params", params)
@@ -99,7 +101,9 @@ def pose(
     trained, _, static = parts[0]
     resumed = None if opt_state is None else jax.tree.map(jnp.asarray, opt_state)
     if not jax.tree.leaves(trained):
-        raise ValueError("params must have a leaf that is an array of floats, got none.")
+        numbers = any(isinstance(leaf, float) for leaf in jax.tree.leaves(params))
+        hint = " (Python numbers stay as they are: jax.tree.map(jnp.asarray, params))" if numbers else ""
+        raise ValueError(f"params must have a leaf that is an array of floats, got none{hint}.")
     first = 0 if resumed is None else count_of(resumed)
     starts = [
         {"trained": trained, "kept": kept, "state": arrays(state), "offset": np.int32(first)}
@@ -116,6 +120,9 @@ def pose(
     begun, batch = starts[0], jax.tree.map(lambda leaf: leaf[0], data.batches)
     problem.refuse_if_it_does_not_take(trainers[0].params(begun), trainers[0].model_state(begun), batch)
     if problem.eval_fn is None and eval_batch is not None:
+        one, given = (str(jax.tree.structure(tree)) for tree in (batch, eval_batch))
+        if isinstance(eval_batch, list) and given != one == str(jax.tree.structure(eval_batch[0])):
+            _refuse_several(f"a list of {len(eval_batch)} batches")
         _refuse_other_ranks(data.batches, eval_batch)
     return Posed(trainers, data, first)
 
@@ -146,6 +153,13 @@ def _data(
         start_per_seed=drawn,
         eval_batch=None if eval_batch is None else (host_arrays("eval_batch", eval_batch), eval_key),
         streamed=not is_stacked(batches),
+    )
+
+
+def _refuse_several(given: str) -> None:
+    raise ValueError(
+        f"eval_batch must be one batch, got {given}: put the examples together, as in "
+        "jax.tree.map(lambda *parts: numpy.concatenate(parts), *batches)."
     )
 
 

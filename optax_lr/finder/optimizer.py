@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ..learning_rate import with_rates_of
+from .. import checks
+from ..learning_rate import is_holder, with_rates_of
 from ..types import Array, PyTree
 from .problem import does_not_take
 
@@ -24,12 +25,6 @@ Factory = Callable[..., optax.GradientTransformation]
 TABLE = "learning_rate_by_step"
 # How the rate reaches the optimizer: as a schedule of its own clock, as one of the run's clock, or as a number.
 Form = Literal["own clock", "run's clock", "number"]
-
-TRACER_ERRORS = (
-    jax.errors.ConcretizationTypeError,
-    jax.errors.TracerArrayConversionError,
-    jax.errors.TracerIntegerConversionError,
-)
 
 
 def transformation(
@@ -61,7 +56,7 @@ def made(factory: Factory, by_name: bool, lane: Lane) -> optax.GradientTransform
     """What the user's factory makes of a lane; what it cannot do is said in one sentence."""
     try:
         found = factory(**lane) if by_name else factory(lane["learning_rate"])
-    except TRACER_ERRORS as error:
+    except checks.TRACER_ERRORS as error:
         raise ValueError(
             "optimizer must not branch on the value of the learning rate, which is traced: use jnp.where."
         ) from error
@@ -99,8 +94,10 @@ def forms_of(factory: Factory, by_name: bool, lane: Lane, trained: PyTree, opt_s
     fitting: list[Form] = [form for form, difference in differences.items() if not difference]
     if fitting:
         return fitting
+    shown = any(map(is_holder, jax.tree.leaves(opt_state, is_leaf=is_holder)))
+    hint = " (it keeps the rate: optimizer must do so, too, as visible(optax.adam) does)" if shown else ""
     raise ValueError(
-        f"opt_state must be as optimizer(learning_rate).init(params) makes it, {differences['number']}."
+        f"opt_state must be as optimizer(learning_rate).init(params) makes it, {differences['number']}{hint}."
     )
 
 

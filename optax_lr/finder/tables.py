@@ -76,7 +76,7 @@ def tabulated(schedule: Schedule, times: Int[np.ndarray, "steps"]) -> Float[np.n
         ]
     except Exception:
         # What fails at a traced step may still be a function of Python numbers; what fails there, too, is an error.
-        values = np.array([_called(schedule, int(step)) for step in times], np.float32)
+        values = np.array([_called(schedule, int(step), int(times[-1])) for step in times], np.float32)
     if values.ndim != 1 or not np.isfinite(values).all():
         raise ValueError(f"schedule must give a finite number at every step, got {values!r}.")
     return values
@@ -110,10 +110,16 @@ def warn_if_cut(schedule: Schedule, horizon: int, length: float | None) -> None:
         )
 
 
-def _called(schedule: Any, step: int) -> float:
+def _called(schedule: Any, step: int, last: int) -> float:
     if not callable(schedule):
         raise ValueError(
             f"schedule must be a function of the peak to a function of the step, got one to {schedule!r}: "
             "lambda peak: optax.cosine_decay_schedule(peak, steps)."
         )
-    return float(schedule(step))
+    try:
+        return float(schedule(step))
+    except (LookupError, TypeError, ArithmeticError) as error:
+        raise ValueError(
+            f"schedule must give a finite number at every step up to {last}, and fails at step {step} with "
+            f"{type(error).__name__}: {error}."
+        ) from error

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from .. import checks
 from ..engine.task import Task
 from ..types import Array, Metrics, PyTree
 from .optimizer import (
@@ -122,9 +123,14 @@ class Trainer:
                 value_fn=lambda trained: loss_of(trained)[0],
             )
         except Exception as error:
-            if self.form == "number":
-                raise
-            raise TakesNumbersOnlyError from error
+            if self.form != "number":
+                raise TakesNumbersOnlyError from error
+            if isinstance(error, checks.TRACER_ERRORS):
+                raise ValueError(
+                    "optimizer must be one that JAX can trace, and a schedule in it, or the optimizer, branches on "
+                    "the step or on another traced number: use jnp.where or optax.join_schedules."
+                ) from error
+            raise
         after = {"trained": optax.apply_updates(trained, updates), "optimizer": optimizer_state}
         return {**carry, **after, **clock, "state": found.state}, {"loss": loss, **found.metrics}
 

@@ -95,7 +95,7 @@ def scale_by_label(
         # Where there is no parameter at all Optax asks what a state looks like.
         here = {one for label in jax.tree.leaves(tree) for one in labels_of(label)} or set(table)
         return {
-            label: value(count) if callable(value) else value
+            label: checks.value_at(f"multipliers[{label!r}]", value, count) if callable(value) else value
             for label, value in table.items()
             if label in here
         }

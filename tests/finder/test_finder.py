@@ -381,5 +381,7 @@ def test_a_search_that_is_called_again_goes_on_from_its_checkpoint(tmp_path):
         np.testing.assert_array_equal(found.curve.losses, plain.curve.losses)
         np.testing.assert_array_equal(found.finalists.losses, plain.finalists.losses)
         assert found.learning_rate == plain.learning_rate
-    with pytest.raises(ValueError, match="is of another search: it differs in seeds, first rows"):
+    with pytest.raises(
+        ValueError, match="is of another search: it differs in seeds, first rates or schedules"
+    ):
         olr.lr_find(counted, start(), optax.adam, BATCHES, checkpoint=tmp_path, **(options | {"seeds": 3}))
