@@ -60,16 +60,7 @@ def visible(
 
     Source: `optax.inject_hyperparams`, without its casts and with a schedule that can be set.
     """
-    if not callable(factory):
-        raise ValueError(
-            f"factory must be a function of the learning rate, got a {type(factory).__name__}: "
-            "visible(optax.adam)(0.1) in place of visible(optax.adam(0.1))."
-        )
-    signature = inspect.signature(factory)
-    names = list(signature.parameters)
-    if not names:
-        raise ValueError(f"factory must take a learning rate, and {factory!r} takes no argument.")
-    name = "learning_rate" if "learning_rate" in names else names[0]
+    signature, name = _rate_of(factory)
 
     def make(*args: Arguments.args, **options: Arguments.kwargs) -> optax.GradientTransformationExtraArgs:
         rate_or_schedule: Any = signature.bind(*args, **options).arguments.get(name)
@@ -119,6 +110,20 @@ def visible(
     make.__signature__ = signature  # type: ignore[attr-defined]  # inject_hyperparams reads it
     make.__name__ = getattr(factory, "__name__", "optimizer")
     return make
+
+
+def _rate_of(factory: Callable[..., Any]) -> tuple[inspect.Signature, str]:
+    """The signature of a factory, and the name of its argument that is the rate."""
+    if not callable(factory):
+        raise ValueError(
+            f"factory must be a function of the learning rate, got a {type(factory).__name__}: "
+            "visible(optax.adam)(0.1) in place of visible(optax.adam(0.1))."
+        )
+    signature = inspect.signature(factory)
+    names = list(signature.parameters)
+    if not names:
+        raise ValueError(f"factory must take a learning rate, and {factory!r} takes no argument.")
+    return signature, "learning_rate" if "learning_rate" in names else names[0]
 
 
 def _no_schedule(factory: Callable[..., Any], name: str) -> ValueError:
