@@ -47,9 +47,10 @@ _ONE = _Factor(1.0, False, ())
 def learning_rates_in_force(opt_state: optax.OptState) -> dict[str, Array]:
     """For each label, the number that its last update was multiplied by; for the log.
 
-    rate x multiplier x plateau's scale x (1 if the label was awake, else 0). Before the first update and after a
-    set it is what the next one will be multiplied by. An optimizer's own scaling, such as Adam's or a local gain,
-    is not in it.
+    rate x multiplier x plateau's scale x (1 if the label was awake, else 0). Before the first update it is what
+    the next one will be multiplied by. A rate that is set by hand counts at once, for every label, whatever its
+    clock; the other factors stay those of the last update. An optimizer's own scaling, such as Adam's or a local
+    gain, is not in it.
 
     It is found inside any nest of wrappers, as by `get_learning_rate`. Inside `MultiSteps` or `apply_if_finite` the
     last update is the last optimizer step. Optax's own plateau keeps the scale of the next update alone.
@@ -226,20 +227,23 @@ def _of_unfreezing(node: UnfreezeAtState, inside: Callable[[Any], _Factors]) -> 
 
 
 def _with_rates(inner: optax.OptState, late: dict[str, Any]) -> optax.OptState:
-    """The inner state with the rates that a label's own counters have given, by their path."""
+    """The inner state with the rates that a label's own counters gave, by their path, unless one is set."""
 
     def put(path: tuple[Any, ...], node: Any) -> Any:
-        name = jax.tree_util.keystr(
-            (*path, jax.tree_util.GetAttrKey("learning_rate")), simple=True, separator="/"
-        )
-        if name not in late or not isinstance(node, ScaleByLearningRateState):
-            return node
-        written = jnp.where(is_set(node), node.written, late[name])
-        return node._replace(learning_rate=late[name], written=written)
+        place = jax.tree_util.keystr(path, simple=True, separator="/")
+        if isinstance(node, ScaleByLearningRateState):
+            own = late.get(f"{place}/learning_rate".lstrip("/"))
+            if own is None:
+                return node
+            set_by_hand = is_set(node)
+            return node._replace(
+                learning_rate=jnp.where(set_by_hand, _array(node.learning_rate), own),
+                written=jnp.where(set_by_hand, _array(node.written), own),
+            )
+        own = late.get(f"{place}/hyperparams/learning_rate".lstrip("/")) if is_holder(node) else None
+        return node if own is None else node._replace(hyperparams={**node.hyperparams, "learning_rate": own})
 
-    return jax.tree_util.tree_map_with_path(
-        put, inner, is_leaf=lambda node: isinstance(node, ScaleByLearningRateState)
-    )
+    return jax.tree_util.tree_map_with_path(put, inner, is_leaf=is_holder)
 
 
 def _of_groups(groups: dict[Any, Any], inside: Callable[[Any], _Factors]) -> _Factors:

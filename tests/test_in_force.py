@@ -47,6 +47,12 @@ NESTS = {
     "zero_until": lambda: optax.chain(olr.zero_until({"body": 2, "norm": 4}, LABELS), rate()),
     "unfreeze_at": lambda: olr.unfreeze_at(rate(), {"body": 2, "norm": 4}, LABELS),
     "label clock": lambda: olr.unfreeze_at(rate(), {"body": 2, "norm": 4}, LABELS, clock="label"),
+    "label clock, injected": lambda: olr.unfreeze_at(
+        optax.inject_hyperparams(optax.sgd)(learning_rate=falling),
+        {"body": 2, "norm": 4},
+        LABELS,
+        clock="label",
+    ),
     "fine_tune": lambda: olr.fine_tune(rate(), MULTIPLIERS, LABELS, starts={"body": 3}),
     "fine_tune, label clock": lambda: olr.fine_tune(
         olr.visible(optax.sgd)(falling), MULTIPLIERS, LABELS, starts={"body": 3}, clock="label"
@@ -90,6 +96,38 @@ def test_is_what_the_last_update_was_multiplied_by(nest):
             np.testing.assert_allclose(-leaf, of_label(rates, name), rtol=1e-6)
             if step == 0 and "every" not in nest:
                 np.testing.assert_allclose(of_label(before, name), -leaf.ravel()[0], rtol=1e-6)
+
+
+BY_HAND = {
+    "set_learning_rate": olr.set_learning_rate,
+    "optax.tree.set": lambda state, value: optax.tree.set(state, learning_rate=value),
+}
+
+
+@pytest.mark.parametrize("by", BY_HAND)
+@pytest.mark.parametrize("clock", ["run", "label"])
+@pytest.mark.parametrize("inner", [rate, lambda: olr.visible(optax.sgd)(falling)], ids=["bare", "visible"])
+def test_a_rate_set_by_hand_is_in_force_at_once_whatever_the_clock(inner, clock, by):
+    constant = {"body": 0.1, "norm": 0.5, "head": 2.0}
+    tx = olr.fine_tune(inner(), constant, LABELS, starts={"body": 2, "norm": 4}, clock=clock)
+    state = tx.init(PARAMS)
+    awake = {"head"}  # in the last update
+    for step in range(STEPS):
+        changed = BY_HAND[by](state, 0.3)
+        told, why = olr.learning_rates_in_force(changed), olr.describe_learning_rates(changed)
+        assert why.count("0.3 set by hand") == len(PARAMS), why
+        updates, after = tx.update(ONES, changed, PARAMS)
+        for name, leaf in updates.items():
+            np.testing.assert_allclose(told[name], -leaf.ravel()[0] if name in awake else 0.0, rtol=1e-6)
+        # Once used, it is what it was, and a rate that is cleared is the label's own again.
+        again = olr.learning_rates_in_force(after)
+        for name, leaf in updates.items():
+            np.testing.assert_allclose(again[name], -leaf.ravel()[0], rtol=1e-6)
+        cleared, back = tx.update(ONES, olr.clear_learning_rate(after), PARAMS)
+        for name, leaf in cleared.items():
+            np.testing.assert_allclose(olr.learning_rates_in_force(back)[name], -leaf.ravel()[0], rtol=1e-6)
+        _, state = tx.update(ONES, state, PARAMS)
+        awake |= {name for name, start in {"body": 2, "norm": 4}.items() if step >= start}
 
 
 @pytest.mark.parametrize("nest", NESTS)

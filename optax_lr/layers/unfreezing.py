@@ -23,6 +23,7 @@ _OTHERS = "(others)"
 # Counters of `MultiSteps`, which stand beside the gradients that it has accumulated.
 _OF_STEPS = ("mini_step", "gradient_step")
 _RECORD = "learning_rate"
+_INJECTED = ("hyperparams_states", _RECORD)
 
 
 class UnfreezeAtState(NamedTuple):
@@ -223,10 +224,12 @@ def _own_counters(state: optax.OptState, params: optax.Params, *, with_schedules
         if parameter is not None
     } | {keys[:-1] for keys, leaf in leaves if not jax.tree.leaves(leaf)}
     scheduled = {keys[:-1] for keys, _ in leaves if keys[-1:] == ("count",)} if with_schedules else set()
+    # A rate that a schedule injects stands apart from its count.
+    injected = {(*keys[:-2], "hyperparams", _RECORD) for keys in scheduled if keys[-2:] == _INJECTED}
     own = {}
     for (keys, leaf), parameter in zip(leaves, found, strict=True):
         beside = keys[:-1] in holders and keys[-1] not in _OF_STEPS
-        of_schedule = keys[:-1] in scheduled and keys[-1] in ("count", _RECORD)
+        of_schedule = (keys[:-1] in scheduled and keys[-1] in ("count", _RECORD)) or keys in injected
         if parameter is None and jax.tree.leaves(leaf) and (beside or of_schedule):
             own["/".join(keys)] = leaf
     return own
