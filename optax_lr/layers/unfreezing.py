@@ -177,7 +177,7 @@ def _evaluated(
     wanted = [frozenset(_groups(label, state.late)) for label in labels] + [
         everyone if i in own else frozenset(_groups(label, state.late)) for i, label in enumerate(of_leaf)
     ]
-    values = evaluate(traced.jaxpr, traced.consts, inputs, wanted)
+    values = evaluate(traced.jaxpr, traced.consts, inputs, wanted, everyone)
     arrays = [
         _merged(value, label, state.late) for value, label in zip(values, [*labels, *of_leaf], strict=True)
     ]

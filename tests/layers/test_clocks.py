@@ -7,6 +7,7 @@ import optax
 import pytest
 
 import optax_lr as olr
+from optax_lr.layers import per_label, unfreezing
 
 CALLS, EVERY, START = 36, 3, 4
 LABELS = {"body": "body", "head": "head"}
@@ -217,22 +218,66 @@ def test_the_state_tells_the_rate_of_each_label_on_its_own_clock():
         assert 0.1 < -update[0] < 1.0  # the rate that was set is that of all labels
 
 
+def late(blocks, inner=None):
+    """A transformer's blocks, each with a start of its own, and their labels."""
+    labels = olr.label_by_depth([r"block_(\d+)/.*"])
+    return olr.unfreeze_at(inner or optax.adam(0.1), {i: blocks - i for i in range(blocks)}, labels)
+
+
+def traced(tx, blocks, arrays=6):
+    params = {f"block_{i}": {f"w{key}": jnp.zeros(1) for key in range(arrays)} for i in range(blocks)}
+    return jax.make_jaxpr(tx.update)(params, jax.eval_shape(tx.init, params), params)
+
+
 def test_the_trace_grows_with_the_leaves():
-    def equations(blocks, tx):
-        params = {f"block_{i}": {key: jnp.zeros(1) for key in "qkvoud"} for i in range(blocks)}
-        state = jax.eval_shape(tx.init, params)
-        return len(jax.make_jaxpr(tx.update)(params, state, params).eqns)
-
-    def late(blocks, inner=None):
-        labels = olr.label_by_depth([r"block_(\d+)/.*"])
-        return olr.unfreeze_at(inner or optax.adam(0.1), {i: blocks - i for i in range(blocks)}, labels)
-
-    for blocks in (5, 10, 20):
-        assert equations(blocks, late(blocks)) <= 2 * equations(blocks, optax.adam(0.1))
+    few, more, most = (len(traced(late(blocks), blocks).eqns) for blocks in (25, 50, 100))
+    assert most - more == 2 * (more - few)
+    # Four selections an array, of gradient, update and both moments, and Adam's bias corrections once a label.
+    adam = len(traced(optax.adam(0.1), 100).eqns)
+    assert most <= adam + 4 * 600 + 12 * 100
     # Under a conditional inside, too: not one whole conditional for each label.
-    skipping = optax.apply_if_finite(optax.adam(0.1), 3)
-    few, many = (equations(blocks, late(blocks, skipping)) for blocks in (10, 20))
+    few, many = (
+        len(traced(late(blocks, optax.apply_if_finite(optax.adam(0.1), 3)), blocks).eqns)
+        for blocks in (10, 20)
+    )
     assert many <= 2.1 * few
+
+
+def test_the_trace_has_a_value_for_each_label_only_where_several_need_it(monkeypatch):
+    made = []
+
+    class Counted(per_label.PerLabel):
+        def __init__(self, values):
+            super().__init__(values)
+            made.append(values)
+
+    for module in (per_label, unfreezing):
+        monkeypatch.setattr(module, "PerLabel", Counted)
+    counts = []
+    for arrays in (2, 8):
+        made.clear()
+        traced(late(3), 3, arrays)
+        counts.append(len(made))
+    assert counts[0] == counts[1] > 0
+
+
+def test_an_effect_in_the_inner_optimizer_happens_for_each_label():
+    seen = []
+
+    def schedule(count):
+        jax.debug.callback(lambda count: seen.append(int(count)), count)
+        jax.lax.cond(count >= 0, lambda: jax.debug.callback(lambda: seen.append("awake")), lambda: None)
+        return 1.0 / (1.0 + count)
+
+    tx = olr.unfreeze_at(optax.sgd(schedule), {"body": 2}, LABELS, clock="label")
+    state, update = tx.init(PARAMS), jax.jit(tx.update)
+    seen.clear()
+    for _ in range(4):
+        updates, state = update(jax.tree.map(jnp.ones_like, PARAMS), state, PARAMS)
+    jax.effects_barrier()
+    assert sorted(one for one in seen if one != "awake") == [0, 0, 0, 0, 1, 1, 2, 3]
+    assert seen.count("awake") == 8
+    np.testing.assert_allclose([updates["head"][0], updates["body"][0]], [-1 / 4, -1 / 2])
 
 
 def test_a_fresh_state_is_given_up_whole():
