@@ -90,7 +90,7 @@ def scale_by_local_gains(
 
     `last` is the gradient of the step before. With momentum it is the velocity, and the velocity is what
     leaves: velocity <- momentum * velocity + gain * g, or with Nesterov momentum * velocity + gain * g once
-    more. A zero gradient leaves its gain as it is, now and at the next step.
+    more. A zero gradient leaves its gain as it is, now and (without `keep_sign` or momentum) at the next step.
 
     Gains act along the parameters' own axes: a valley that is turned by 45 degrees stays as slow as it was. They
     are for full batches, or large mini-batches: of noisy gradients the signs say little.
@@ -109,7 +109,7 @@ def scale_by_local_gains(
       nesterov: whether the update looks one step ahead; needs momentum.
       keep_sign: whether a zero gradient leaves the remembered sign as it is. It is for rows that few batches
         touch (embeddings): else no two of their gradients are ever compared. Only without momentum, since a
-        velocity keeps its sign.
+        velocity keeps its sign, until float32 ends: for 800 steps without a gradient at 0.9, 120 at 0.5.
 
     Returns:
       A transformation whose gains start at 1, or at the bound that is nearest.
@@ -236,6 +236,9 @@ def scale_by_delta_bar_delta(
     Gains act along the parameters' own axes: a valley that is turned by 45 degrees stays as slow as it was. They
     are for full batches, or large mini-batches: of noisy gradients the signs say little.
 
+    A zero gradient leaves its gain as it is, and the average with its sign, so rows that few batches touch have
+    gains too: until float32 ends, for 240 steps without a gradient at 0.7.
+
     State: two float32 for each parameter; a non-finite gradient is passed on and leaves all of it as it was.
 
     Args:
@@ -304,7 +307,8 @@ def local_gains(
       decrease: what disagreement multiplies it by, in (0, 1].
       min_gain: the smallest gain, in [1e-30, 1e30].
       max_gain: the largest gain, from `min_gain` to 1e30.
-      keep_sign: whether a zero gradient leaves the remembered sign as it is; only without momentum.
+      keep_sign: whether a zero gradient leaves the remembered sign as it is, for rows that few batches touch; only
+        without momentum. See `scale_by_local_gains`, where its source is.
 
     Returns:
       An optimizer whose rate `get_learning_rate` reads. A non-finite gradient is passed on.

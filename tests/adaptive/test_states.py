@@ -241,6 +241,31 @@ def test_a_row_that_few_batches_touch_grows_with_its_visits(make, dense):
     assert state.gains.tolist() == [1.0]
 
 
+@pytest.mark.parametrize(
+    ("make", "kept"),
+    [
+        (functools.partial(olr.scale_by_local_gains, momentum=0.9), 800),
+        (functools.partial(olr.scale_by_local_gains, momentum=0.5), 120),
+        (olr.scale_by_delta_bar_delta, 240),
+    ],
+)
+def test_a_velocity_or_an_average_keeps_its_sign_between_visits_as_long_as_is_said(make, kept):
+    tx = make()
+
+    def gains(pause, visits=4):
+        def visit(state, _):
+            state = tx.update(jnp.ones(1), state)[1]
+            return jax.lax.fori_loop(
+                0, pause, lambda _, state: tx.update(jnp.zeros(1), state)[1], state
+            ), None
+
+        return jax.lax.scan(visit, tx.init(jnp.zeros(1)), length=visits)[0].gains[0]
+
+    np.testing.assert_allclose(gains(9), 1.15, rtol=1e-6)
+    np.testing.assert_allclose(gains(kept), 1.15, rtol=1e-6)
+    assert gains(2 * kept) == 1.0
+
+
 def test_keep_sign_is_for_gains_without_a_velocity(unhooked):
     sentence = r"^keep_sign must be False where momentum is given: the velocity keeps its sign, got True\.$"
     with pytest.raises(ValueError, match=sentence):
