@@ -1,6 +1,7 @@
 """What Optax asks of its own transformations, and users of their states, held over every factory."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,8 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
-from readers import readings
+from readers import OTHER_READERS, READERS, SETTERS, readings, settings
+from test_rooms import public_functions
 from test_transformation_laws import at, check_close, check_loop, each, expected, given, loop
 from transformations import RECORD, TRANSFORMATIONS, parameters
 
@@ -176,6 +178,20 @@ def test_a_vmapped_state_is_read_and_set_lane_by_lane(case):
     if "get_learning_rates" in said:
         again = olr.set_learning_rate(states, said["get_learning_rates"])
         check_close(olr.get_learning_rates(again), said["get_learning_rates"])
+        lines = [olr.describe_learning_rates(each).splitlines() for each in (states, at(states, 0))]
+        assert [line.split()[0] for line in lines[0]] == [line.split()[0] for line in lines[1]]
+    made = settings(states)
+    for lane in (0, 1):
+        check_close(at(made, lane), settings(at(states, lane)))
+
+
+def test_every_reader_and_setter_is_in_the_columns():
+    public = {
+        name
+        for name, function in public_functions()
+        if next(iter(inspect.signature(function).parameters), "") == "opt_state"
+    }
+    assert public == {*READERS, *OTHER_READERS, *SETTERS}
 
 
 @each
@@ -198,7 +214,9 @@ def test_explicit_sharding(case):
         check_close(said, wanted)
         if "get_learning_rates" in said:
             again = olr.set_learning_rate(state, said["get_learning_rates"])
-            for one, other in zip(jax.tree.leaves(again), jax.tree.leaves(state), strict=True):
+            check_close(olr.get_learning_rates(again), said["get_learning_rates"])
+        for made in settings(state).values():
+            for one, other in zip(jax.tree.leaves(made), jax.tree.leaves(state), strict=True):
                 assert one.sharding.is_equivalent_to(other.sharding, one.ndim)
 
 
