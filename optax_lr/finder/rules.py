@@ -156,6 +156,7 @@ def for_horizon(curve: LRCurve | Sequence[LRCurve], horizon: int) -> Suggestion:
         high=high,
         reason=f"{_lowest_at(longest, center, f'around {center:.3g}')}; {moved}, which, carried on to {horizon} "
         f"steps, makes {rate:.3g} of it.",
+        horizon=int(horizon),
     )
 
 

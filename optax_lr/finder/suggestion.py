@@ -34,6 +34,8 @@ class Suggestion:
       shorter: the curves of the shorter runs, from which the drift of the best rate was read.
       hyperparameters: the best combination of what `lr_find` was given as `lanes`, by name.
       combinations: the curve of the runs that span all rates, of every combination; None where there is but one.
+      horizon: how many steps the run has that the rate is for, where those that were made are not as long; else
+        None.
     """
 
     learning_rate: float
@@ -50,6 +52,7 @@ class Suggestion:
     shorter: tuple[LRCurve, ...] = ()
     hyperparameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
     combinations: LRCurve | None = None
+    horizon: int | None = None
 
     @property
     def deciding(self) -> LRCurve:
@@ -68,6 +71,8 @@ class Suggestion:
             if curve is not None:
                 arrays |= {f"{part}/{name}": array for name, array in arrays_of(curve).items()}
         scalars = {name: np.array(getattr(self, name)) for name in _SCALARS}
+        if self.horizon is not None:
+            scalars["horizon"] = np.array(self.horizon)
         named = {
             f"{part}/{name}": np.array(value)
             for part in _NAMED
@@ -104,6 +109,7 @@ class Suggestion:
             rules=rules,
             hyperparameters=hyperparameters,
             combinations=combinations,
+            horizon=file["horizon"].item() if "horizon" in file else None,
         )
 
     def to_dict(self) -> dict[str, Any]:

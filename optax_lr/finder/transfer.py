@@ -52,7 +52,7 @@ def lr_transfer(
     Args:
       found: what `lr_find` returned.
       horizon, base_horizon: the steps of the run to come and of the run that `found` is for; the latter by
-        default the length of its full runs, else of its longest.
+        default the horizon that it was found or carried over for, else the length of its full or longest runs.
       batch_size, base_batch_size: examples a step, of the run to come and of the runs of `found`, above 0.
       critical_batch_size: the batch size beyond which more examples a step do not allow a larger rate, above 0.
       width, base_width: of the model to come and of that of `found`, above 0.
@@ -62,7 +62,8 @@ def lr_transfer(
       A `Suggestion` whose `reason` has a line for each factor: its rule and its source.
 
     Raises:
-      ValueError: nothing is given to carry over to, one of a pair lacks the other, or a number is out of range.
+      ValueError: nothing is given to carry over to, one of a pair lacks the other, a number is out of range, or
+        `found` is that of a range test and base_horizon is lacking.
 
     >>> import numpy as np
     >>> from .curve import LRCurve
@@ -104,6 +105,7 @@ def lr_transfer(
         learning_rate=rates[0],
         low=rates[1],
         high=rates[2],
+        horizon=found.horizon if horizon is None else int(horizon),
         reason="\n".join([found.reason, *(factor[3] for factor in factors)]),
     )
 
@@ -134,9 +136,7 @@ def _with_line(factor: float, low: float, high: float, what: str, source: str) -
 
 
 def _of_horizon(found: Suggestion, horizon: int, base_horizon: int | None) -> _Factor:
-    base = (
-        found.deciding.losses.shape[-1] if base_horizon is None else checks.size("base_horizon", base_horizon)
-    )
+    base = _steps_of(found) if base_horizon is None else checks.size("base_horizon", base_horizon)
     steps = checks.size("horizon", horizon)
     if found.shorter:
         curves, longest = [*found.shorter, found.curve], found.curve.losses.shape[-1]
@@ -150,6 +150,16 @@ def _of_horizon(found: Suggestion, horizon: int, base_horizon: int | None) -> _F
         source = f"steps^{slope:.2f}, since there are no shorter runs to read a drift off"
     lowest, highest = max(slope - unsure, SLOPES[0]), min(slope + unsure, SLOPES[1])
     return _factor(steps / base, slope, lowest, highest, f"Steps {base} to {steps}", source)
+
+
+def _steps_of(found: Suggestion) -> int:
+    """The length of the run that a rate is for."""
+    steps = found.deciding.losses.shape[-1] if found.horizon is None else found.horizon
+    if steps == 1:
+        raise ValueError(
+            "horizon needs base_horizon beside it, since a range test does not tell for how many steps its rate is."
+        )
+    return steps
 
 
 def _lengths(found: Suggestion) -> str:

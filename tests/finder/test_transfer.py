@@ -68,6 +68,31 @@ def test_the_batch_size_counts_linearly_or_by_its_root(kind, base, size, critica
     assert ("arXiv:1812.06162" in found.reason) == (critical is not None)
 
 
+def test_a_rate_that_was_found_for_a_horizon_is_carried_on_from_there(tmp_path):
+    curves = [curve_of(0.04 * (steps / 100) ** -0.5, steps) for steps in (50, 100)]
+    found = olr.suggest.for_horizon(curves, 1600)
+    found.save(tmp_path / "found.npz")
+    for one in (found, Suggestion.load(tmp_path / "found.npz")):
+        assert one.horizon == 1600
+        same, longer = (olr.lr_transfer(one, horizon=steps) for steps in (1600, 6400))
+        assert [same.learning_rate, same.low, same.high] == [one.learning_rate, one.low, one.high]
+        assert longer.learning_rate == pytest.approx(one.learning_rate / 2, rel=0.05)
+        assert longer.horizon == 6400 and "Steps 1600 to 6400" in longer.reason
+
+
+def test_a_carried_rate_is_carried_on_from_where_it_is():
+    there = olr.lr_transfer(olr.lr_transfer(ONE, horizon=400), horizon=1600)
+    assert there.learning_rate == pytest.approx(olr.lr_transfer(ONE, horizon=1600).learning_rate)
+    assert olr.lr_transfer(there, width=4, base_width=2).horizon == 1600
+
+
+def test_the_rate_of_a_range_test_needs_to_be_told_for_how_many_steps_it_is(unhooked):
+    found = dataclasses.replace(ONE, curve=curve_of(0.04, 1))
+    with pytest.raises(ValueError, match="horizon needs base_horizon beside it, since a range test"):
+        unhooked.lr_transfer(found, horizon=100)
+    assert olr.lr_transfer(found, horizon=400, base_horizon=100).learning_rate == pytest.approx(0.02)
+
+
 def test_a_shorter_run_takes_the_drift_as_it_was_seen():
     found = olr.lr_transfer(drifting(-0.1), horizon=25)
     assert found.learning_rate == pytest.approx(0.04 * 4**0.1, rel=0.05)
