@@ -19,6 +19,8 @@ _FIXED_AXES = {"window", "row", "stack"}
 _TABLES = {"embedding", "embeddings"}
 _KERNELS = {"kernel", "w"}
 _BIASES = {"kernel": "bias", "w": "b", "weight": "bias"}
+# What layers call an array of one axis that they add or multiply by, and sum over no axis of.
+_VECTOR_NAME = re.compile(r"b\d*|weight|gamma|beta|mean|var|.*(bias|scale|offset|embedding).*")
 _LABEL = re.compile(r"(fixed|vector|input|hidden|output|tied)(?: in x([\d/]+))?(?: out x([\d/]+))?")
 
 
@@ -80,18 +82,18 @@ def readings_of(path: str, base: Mapping[str, Shape], shapes: Mapping[str, Shape
     """Each way in which a parameter may have grown, and a reading of its axes that says so.
 
     Readings fit both shapes, and in none a stack, a window or the rows of a table grow. Those in which two axes
-    of one kind grow count only if there is no other.
+    of one kind grow count only if there is no other, and if the first axis is no stack that may have grown.
     """
     here, later = base[path], shapes[path]
     larger = [size != before for size, before in zip(later, here, strict=True)]
     bias = _bias_of(path)
     # A bias that is masked out tells its layer by the base model alone.
     allowed = _readings(path, base) if bias in base and bias not in shapes else _readings(path, shapes)
+    read = [reading for reading in _readings(path, base) if reading in allowed]
     fitting = [
         reading
-        for reading in _readings(path, base)
-        if reading in allowed
-        and not any(
+        for reading in read
+        if not any(
             grown and word in _FIXED_AXES
             for grown, word in zip(larger, _spread(reading, len(here)), strict=True)
         )
@@ -103,8 +105,11 @@ def readings_of(path: str, base: Mapping[str, Shape], shapes: Mapping[str, Shape
 
     # A kernel of four axes or more whose first ones stay is a convolution's, even if it fits a dense layer, too.
     windows = [reading for reading in fitting if reading[:2] == ("window", "window")]
+    clear = windows or list(filter(single, fitting))
+    if not clear and any("stack" in reading for reading in read if reading not in fitting):
+        return {}
     found: dict[Growth, Reading] = {}
-    for reading in windows or list(filter(single, fitting)) or fitting:
+    for reading in clear or fitting:
         found.setdefault(growth_as(reading, here, later), reading)
     return found
 
@@ -114,10 +119,18 @@ def is_table(path: str, shape: Shape) -> bool:
     return path.split("/")[-1] in _TABLES and len(shape) > 1
 
 
+def _is_vector(path: str) -> bool:
+    """Whether an array of one axis is no readout, by its name or that of its layer."""
+    *layers, name = path.lower().split("/")
+    return bool(_VECTOR_NAME.fullmatch(name)) or any("norm" in layer for layer in layers)
+
+
 def in_words(reading: Reading) -> str:
     """A reading as `overrides` takes it."""
     if "row" in reading:
         return "vector"
+    if reading == ("in",):
+        return "output"
     return " ".join("in" if word == "window" else word for word in reading)
 
 
@@ -138,7 +151,8 @@ def _readings(path: str, shapes: Mapping[str, Shape], stackable: bool = True) ->
         return [("row",) * (len(shape) - 1) + ("out",)]
     known = known_layout(path, shapes)
     if known == VECTOR:
-        return [VECTOR]
+        plain = len(shape) == 1 and not _is_vector(path)
+        return [VECTOR, ("in",)] if plain else [VECTOR]
     bias_path = _bias_of(path)
     bias = shapes.get(bias_path)
     if known is None:

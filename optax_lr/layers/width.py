@@ -31,7 +31,7 @@ def label_by_width(base_params: PyTree, overrides: Mapping[str, str] | None = No
     is read off names, biases and shapes, as in `label_by_fan_in`; layers stacked along a first axis are seen, and
     experts in each of them. Two things cannot be seen: a transposed convolution with Flax's `transpose_kernel` and
     no bias has its outputs before its inputs, and a kernel over a width joined to inputs of a fixed size should be
-    two arrays.
+    two arrays. An array of one axis is a bias or a scale by its name; under any other it may be a readout, too.
 
     Args:
       base_params: the parameters of the small model, or their shapes from `jax.eval_shape`: the same tree, with

@@ -187,6 +187,14 @@ def test_labels_are_those_of_what_the_layer_sums(name):
     assert dict(leaves_by_path(labels)[0]) == wanted
 
 
+@pytest.mark.parametrize(
+    "path", ["b1", "norm__weight", "dt_bias", "gamma", "LayerNorm_0__g", "bn__mean", "log_scale"]
+)
+def test_what_is_added_or_scales_is_known_by_its_name(path):
+    labels = olr.label_by_width(arrays(**{path: (8,)})).resolve(arrays(**{path: (32,)}))
+    assert [label for _, label in leaves_by_path(labels)[0]] == [VECTOR]
+
+
 INNER = {
     "routers": {"layer_0__router__kernel": (None, 8), "layer_1__router__kernel": (None, 8)},
     "stacked routers": {"layers__kernel": (3, None, 8), "layers__bias": (3, 8)},

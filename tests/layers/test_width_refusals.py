@@ -13,6 +13,7 @@ OVERRIDES = {
     "a table read out, too": ({"emb/.*": "tied"}, "emb/embedding", (50, 8), (50, 32), "tied out x4"),
     "a readout": ({"x": "output"}, "x", (8, 50), (32, 50), OUTPUT),
     "positions": ({"x": "vector"}, "x", (5, 8), (5, 32), VECTOR),
+    "a readout of one axis": ({"x": "output"}, "x", (8,), (32,), OUTPUT),
     "axes": ({"x": "stack in out"}, "x", (3, 8, 8), (3, 32, 32), HIDDEN),
     "heads that grow": ({"x": "in out out"}, "x", (8, 2, 2), (32, 4, 4), HIDDEN),
 }
@@ -21,7 +22,7 @@ OVERRIDES = {
 @pytest.mark.parametrize("name", OVERRIDES)
 def test_an_override_goes_before_what_shapes_say(name):
     overrides, path, before, after, label = OVERRIDES[name]
-    base, wide = ({path: jnp.ones(shape), "w": jnp.ones(2 * shape[-1])} for shape in (before, after))
+    base, wide = ({path: jnp.ones(shape), "b": jnp.ones(2 * shape[-1])} for shape in (before, after))
     found = olr.label_by_width(nested(base), overrides).resolve(nested(wide))
     assert dict(leaves_by_path(found)[0])[path] == label
 
@@ -91,6 +92,16 @@ REFUSALS = {
         trees((50, 8), (50, 32), "w/embedding"),
         "'w/embedding' is a table of embeddings in a model without an output, which may be read as 'input' (only "
         "looked up) or as 'tied' (read out, too): say which in overrides={'w/embedding': ...}.",
+    ),
+    "a readout or a scale": (
+        trees((8,), (32,), "out"),
+        "'out' grows from (8,) to (32,), which may be read as 'vector' (vector out x4) or as 'output' (output in "
+        "x4): say which in overrides={'out': ...}.",
+    ),
+    "experts that grow in number, too": (
+        trees((4, 8, 16), (16, 32, 64), "moe/up"),
+        "'moe/up' grows from (4, 8, 16) to (16, 32, 64), in an axis that no width should change, or its layout is "
+        "unknown: say which axes are summed over, as in overrides={'moe/up': 'in out'}, or 'vector' if none is.",
     ),
     "layers that grow in number": (
         trees((2, 8, 8), (6, 8, 8)),
