@@ -3,7 +3,8 @@
 On a CPU lanes run one after the other, shared out over host threads: copies of a model in one `vmap` leave the
 cache, while a compiled call releases Python's lock. There a step with convolutions is dispatched one at a time,
 since XLA's CPU backend runs a convolution inside a loop many times slower. On accelerators as many lanes ride in
-one `vmap` as the memory holds. A start that the user placed on a mesh stays there, and its lanes go one by one.
+one `vmap` as the memory holds. A start that the user placed on a mesh stays there, and its lanes go one by one; in
+one `vmap` if what they share is larger than what they have of their own, such as adapters of a backbone.
 """
 
 import math
@@ -42,14 +43,16 @@ class Choice(NamedTuple):
         """How the lanes are laid out, in a phrase."""
         layout = self.layout
         work = f"{lanes} lanes x {seeds} seeds"
-        if layout.placed:
+        if layout.placed and not layout.width:
             return f"{work}, one after the other, sharded as their start"
         if not layout.width:
             way = "step by step" if layout.window == 1 else "one program a lane"
             return f"{work} on {layout.workers} host threads, {way}"
         each, many = layout.width // layout.devices, "each of " if layout.devices > 1 else ""
         words = f"{work}, {each} at once on {many}{layout.devices} {self.platform} device(s)"
-        shared = sum(leaf.size * leaf.dtype.itemsize for leaf in form.split(form.carry.shapes, moves=False))
+        if layout.placed:
+            words = f"{work}, {layout.width} at once, sharded as their start"
+        shared = _size(form, moves=False)
         return f"{words}, {shared / 2**20:.1f} MiB shared by all" if shared >= 2**20 else words
 
 
@@ -67,9 +70,12 @@ def choose(
     """The layout of a search of about so many lanes and seeds, before its memory is known."""
     common: dict[str, Any] = {"starts": data.start_per_seed, "folds": data.folds > 1}
     if form.mesh is not None:
-        window = min(longest, GRID_WINDOW)
-        layout = Layout(mesh=form.mesh, placed=True, freeze=freeze, window=window, **common)
-        return Choice(layout, True, None, "placed")
+        window, width = min(longest, GRID_WINDOW), _together(form, lanes, lanes_at_once)
+        layout = Layout(
+            width=width, mesh=form.mesh, placed=True, freeze=freeze or width > 0, window=window, **common
+        )
+        memory = _memory(form.mesh.local_devices[0]) if width and lanes_at_once == "auto" else None
+        return Choice(layout, True, memory, "placed")
     devices, common["device"] = devices_of(mesh)
     platform = devices[0].platform
     if platform == "cpu" and len(devices) == 1 and lanes_at_once == "auto":
@@ -77,8 +83,7 @@ def choose(
         return Choice(Layout(freeze=freeze, window=window, workers=cores(), **common), True, None, platform)
     most = math.ceil(lanes / len(devices))
     each = (1 if platform == "cpu" else most) if lanes_at_once == "auto" else min(lanes_at_once, most)
-    limit = (devices[0].memory_stats() or {}).get("bytes_limit") if platform != "cpu" else None
-    memory = None if limit is None else int(limit * MEMORY_SHARE)
+    memory = _memory(devices[0])
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(data.batches))
     resident = not data.streamed or memory is None or size <= memory * RESIDENT_SHARE
     window = min(longest, GRID_WINDOW)
@@ -91,6 +96,30 @@ def choose(
         width=each * len(devices), seeds=seeds, mesh=mesh_of_lanes(devices), window=window, **common
     )
     return Choice(layout, resident, memory if lanes_at_once == "auto" else None, platform)
+
+
+def _size(form: Form, *, moves: bool) -> int:
+    """Bytes of what a lane has of its own, or of what all lanes share."""
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in form.split(form.carry.shapes, moves=moves))
+
+
+def _together(form: Form, lanes: int, lanes_at_once: int | Literal["auto"]) -> int:
+    """How many lanes of a placed start ride in one `vmap`; 0 where they go one after the other.
+
+    As many as asked for, or so many, in equal chunks, that their own leaves take no more than what they share.
+    """
+    if lanes_at_once == "auto":
+        most = _size(form, moves=False) // max(1, _size(form, moves=True))
+        width = math.ceil(lanes / math.ceil(lanes / most)) if most else 0
+    else:
+        width = min(lanes_at_once, lanes)
+    return width if width > 1 else 0
+
+
+def _memory(device: Any) -> int | None:
+    """How many bytes of a device a search may fill; None where that is not known."""
+    limit = (device.memory_stats() or {}).get("bytes_limit") if device.platform != "cpu" else None
+    return None if limit is None else int(limit * MEMORY_SHARE)
 
 
 def fitted(

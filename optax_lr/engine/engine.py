@@ -31,7 +31,9 @@ class Engine:
         memory holds, in equal chunks; on one CPU device one lane a core, on host threads; on several one each.
       mesh: the devices that lanes are split over, whatever its axes; all of them by default, on all hosts, and
         every host gets the whole result. Parameters that you have placed on a mesh, replicated ones too, stay where
-        they are: their lanes go one after the other on that mesh.
+        they are, and all devices of that mesh work on each lane. Lanes go one after the other there; "auto" puts
+        several into one `vmap` if what they share (a frozen backbone) is larger than what they have of their own
+        (adapters and their moments), and a number as many as it says.
       checkpoint: a directory. State is saved there before and after each round of runs, every 10 seconds between,
         and on Ctrl-C. The same call goes on from there, to the bits of an undisturbed search.
       progress: whether a bar shows steps, runs alive and the best loss on stderr, where there is a terminal; and

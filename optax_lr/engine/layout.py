@@ -1,7 +1,8 @@
 """Layouts: how the rows of a search are laid out over devices and threads, and arrays moved there and back.
 
 A layout holds one lane a call, on host threads (a CPU) or on the devices that the user placed the start on; or a
-grid of seeds and lanes in one `vmap`, of which a mesh may give each device an equal share.
+grid of seeds and lanes in one `vmap`, of which a mesh may give each device an equal share. On the user's mesh all
+devices work on all lanes of a call.
 """
 
 import contextlib
@@ -53,7 +54,7 @@ class Layout(NamedTuple):
 
     @property
     def devices(self) -> int:
-        """How many devices share the lanes of a call."""
+        """Over how many devices the lanes of a call are split."""
         return self.mesh.size if self.mesh is not None and not self.placed else 1
 
     @property
@@ -69,7 +70,7 @@ class Layout(NamedTuple):
 
     def spec(self, kind: str) -> PartitionSpec:
         """How an argument of a kind is split over the mesh of lanes."""
-        if kind in (ALL, SEEDS) or not self.width or self.mesh is None:
+        if kind in (ALL, SEEDS) or not self.width or self.mesh is None or self.placed:
             return PartitionSpec()
         return PartitionSpec(*[None] * (kind == ROWS and self.seeds > 1), self.mesh.axis_names)
 

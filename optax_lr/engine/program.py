@@ -313,12 +313,11 @@ def arguments(
         return [given(Leaves.of(each.constants).shapes, ALL) for each in functions if each], ALL
 
     of_start, of_fold = (SEEDS if each else ALL for each in (layout.starts, layout.folds))
-    moving = given(form.own.bits(), ROWS)
-    if shardings is not None:
-        moving = [
-            jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-            for leaf, where in zip(moving, shardings, strict=True)
-        ]
+    own, lead = form.own.bits(), layout.axes(ROWS)
+    moving = [
+        jax.ShapeDtypeStruct((*lead, *leaf.shape), leaf.dtype, sharding=where)
+        for leaf, where in zip(own, shardings or [layout.sharding(ROWS)] * len(own), strict=True)
+    ]
     step = one((), jnp.int32, ALL)
     return {
         "moving": (moving, ROWS),

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..types import PyTree
 from .batches import Data
-from .layout import ALL, Layout, context, mesh_in_force, mesh_of_user
+from .layout import ROWS, Layout, context, mesh_in_force, mesh_of_user
 from .program import Builder, Programs, compile_looks, compile_programs
 from .task import Form, Leaves, Task, Traces, is_explicit, look_at
 
@@ -97,7 +97,10 @@ class ProgramsOf:
         return looked(around)
 
     def _shardings(self, layout: Layout) -> list[Any] | None:
-        """Where each moving leaf lies on the user's mesh: a moment as its parameter, or on all devices alike."""
+        """Where each moving leaf lies on the user's mesh: a moment as its parameter, or on all devices alike.
+
+        An axis of lanes is split over no device.
+        """
         if not layout.placed or layout.mesh is None:
             return None
         mesh, form = layout.mesh, self.form
@@ -108,7 +111,9 @@ class ProgramsOf:
             ]
         else:
             where = _as_parameters(form)
-        return form.split([each or layout.sharding(ALL) for each in where], moves=True)
+        lead = [None] * len(layout.axes(ROWS))
+        spread = [NamedSharding(mesh, PartitionSpec(*lead, *(each.spec if each else ()))) for each in where]
+        return form.split(spread, moves=True)
 
 
 def _as_parameters(form: Form) -> list[Any]:

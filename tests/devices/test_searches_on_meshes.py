@@ -100,13 +100,17 @@ CASES = [
 ]
 
 
+WAYS = {"auto": "one after the other", 2: "2 at once"}
+
+
 @pytest.mark.parametrize(("axes", "place", "loss"), CASES)
-def test_losses_that_are_split_over_devices(axes, place, loss):
+@pytest.mark.parametrize("lanes_at_once", WAYS)
+def test_losses_that_are_split_over_devices(axes, place, loss, lanes_at_once):
     mesh, expected = mesh_of(axes), usual("lr_sweep")
     params, function = placed(mesh, PLACES[place]), losses(axes, mesh)[loss]
     with jax.set_mesh(mesh):
-        found = SEARCHES["lr_sweep"](params=params, loss=function)
-    assert "one after the other, sharded as their start" in found.placement
+        found = SEARCHES["lr_sweep"](params=params, loss=function, lanes_at_once=lanes_at_once)
+    assert f"{WAYS[lanes_at_once]}, sharded as their start" in found.placement
     assert_alike(expected, found)
     if place == "replicated":
         with jax.set_mesh(mesh):
@@ -173,10 +177,12 @@ def test_a_model_on_a_mesh_is_searched_there():
 
 
 @pytest.mark.parametrize("axes", AXES)
-def test_a_search_of_placed_parameters_resumes(tmp_path, axes):
+@pytest.mark.parametrize("lanes_at_once", WAYS)
+def test_a_search_of_placed_parameters_resumes(tmp_path, axes, lanes_at_once):
     params = placed(mesh_of(axes), P(None, "data"))
-    first = SEARCHES["lr_find scheduled"](params=params, checkpoint=tmp_path)
-    again = SEARCHES["lr_find scheduled"](params=params, checkpoint=tmp_path)
+    options = {"params": params, "checkpoint": tmp_path, "lanes_at_once": lanes_at_once}
+    first = SEARCHES["lr_find scheduled"](**options)
+    again = SEARCHES["lr_find scheduled"](**options)
     assert_alike(first, again, rtol=0)
     assert_alike(usual("lr_find scheduled"), first)
     jax.tree.map(np.testing.assert_array_equal, first.params, again.params)
