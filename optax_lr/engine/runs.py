@@ -5,7 +5,7 @@ for, and a row is never continued: another length is another row.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -58,6 +58,19 @@ class Reference(NamedTuple):
     passes: int
 
 
+class Judgment(NamedTuple):
+    """By what the runs of a search are judged.
+
+    Attributes:
+      metric: the name of a report, of evaluations where there are any, else of training steps.
+      mode: whether it is better when low, "min", or when high, "max".
+    """
+
+    metric: str = "loss"
+    mode: Literal["min", "max"] = "min"
+
+
+LOW_LOSS = Judgment()
 NO_REFERENCE = Reference(np.zeros(0, np.int64), {}, {}, (), 0)
 # How many forward passes cost as much as a training step.
 PASSES_PER_STEP = 3
@@ -74,6 +87,7 @@ class Runs:
       metrics: by name, float32 [rows, longest]; NaN where no step was made.
       evals: by name, float32 [rows, most evaluations]; NaN where none was made.
       reference: what the same runs would report without training.
+      judgment: by what they are judged.
     """
 
     def __init__(self, metrics: Sequence[str] = (), evals: Sequence[str] = ()):
@@ -83,7 +97,7 @@ class Runs:
         self.eval_steps: list[tuple[int, ...]] = []
         self.metrics = {name: np.zeros((0, 0), np.float32) for name in metrics}
         self.evals = {name: np.zeros((0, 0), np.float32) for name in evals}
-        self.reference = NO_REFERENCE
+        self.reference, self.judgment = NO_REFERENCE, LOW_LOSS
 
     def __len__(self) -> int:
         return len(self.eval_steps)
@@ -150,7 +164,7 @@ class Runs:
         some.eval_steps = [self.eval_steps[row] for row in rows]
         some.metrics = {name: values[rows] for name, values in self.metrics.items()}
         some.evals = {name: values[rows] for name, values in self.evals.items()}
-        some.reference = self.reference
+        some.reference, some.judgment = self.reference, self.judgment
         return some
 
     def record(self, row: int, begin: int, reports: Mapping[str, Float[np.ndarray, "count"]]) -> None:

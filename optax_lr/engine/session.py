@@ -23,7 +23,7 @@ from .program import Programs
 from .programs import ProgramsOf
 from .progress import Bar
 from .reference import Wanted, completed, plan_of
-from .runs import Plan, Runs
+from .runs import LOW_LOSS, Judgment, Plan, Runs
 from .task import Task, on_host
 from .workers import asked_to_stop, look_at_starts, run_job, run_jobs, settings_of_threads
 
@@ -42,6 +42,7 @@ class Opening:
       reference: what is to be known of runs without training before others run, or None.
       ceilings: `(before, rows) -> float32 [rows, longest]`, from the rounds before and the rows of a round: a row
         stops where the average of its loss is above its own. None stops no row so.
+      judgment: by what its runs are judged; the table holds it for rules and policies.
       settings: what the search depends on beside task and data, by the name that an error says.
       description: what the bar shows.
     """
@@ -54,6 +55,7 @@ class Opening:
     keep: Literal["all"] | Callable[[Runs, int], float] | None = None
     reference: Wanted | None = None
     ceilings: Callable[[Runs, Runs], np.ndarray] | None = None
+    judgment: Judgment = LOW_LOSS
     settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     description: str = "sweep"
 
@@ -100,6 +102,7 @@ class Session:
         self._settings = {} if folder is None else self._all_settings()
         if saved is not None:
             self._resume(saved)
+        self.runs.judgment = opening.judgment
         bar.write(self.words)
 
     @property
@@ -193,6 +196,7 @@ class Session:
         layout, data = self._choice.layout, self._data
         return {
             **self._opening.settings,
+            "metric": list(self._opening.judgment),
             "start": digest(data.start),
             "batches": digest(data.batches),
             "eval_batch": digest(data.eval_batch),

@@ -1,7 +1,7 @@
 """Ceilings: where a run is stopped early, since its training loss is far above the loss without training.
 
 They come from the reference and from rounds that have ended, never from runs beside it, so a stop depends on no
-clock, thread or layout. Where validation judges, a training loss that is finite stops nothing.
+clock, thread or layout. Where validation or another metric judges, a training loss that is finite stops nothing.
 """
 
 from collections.abc import Callable
@@ -58,7 +58,7 @@ def _above_reference(rows: Runs, above: Callable[[np.ndarray], np.ndarray]) -> n
     """The averages of the reference plus so much; infinite where it is not of training losses, or not finite."""
     longest = int(rows.columns["steps"].max())
     known = rows.reference.metrics.get("loss")
-    if known is None:
+    if known is None or rows.judgment.metric != "loss":
         return np.full((len(rows), longest), np.inf, np.float32)
     places = [int(np.flatnonzero(rows.reference.seeds == seed)[0]) for seed in rows.columns["seed"]]
     losses = known[places, :longest].astype(np.float64)

@@ -162,8 +162,7 @@ class Comparison:
         curve = self.runs[self.first]
         assert curve is not None
         seeds, _, steps = curve.losses.shape
-        kind = "training" if curve.eval_losses is None else "validation"
-        shown = ["peak", f"{kind} loss", *([] if self.metric is None else [self.metric]), "good rates"]
+        shown = ["peak", curve.judged_by, *([] if self.metric is None else [self.metric]), "good rates"]
         header = ["", *shown, f"steps to {self.target:.3g}", f"difference to {self.first}"]
         return "\n".join(
             [

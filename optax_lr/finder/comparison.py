@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import checks
-from .curve import LRCurve
+from .curve import LRCurve, as_losses, as_reported
 
 # Of the fall of the best rate, what nobody would tell apart.
 TOLERANCE = 0.001
@@ -100,23 +100,26 @@ class Untrained(NamedTuple):
 
 
 def untrained_loss(curve: LRCurve, reference: float | None = None) -> Untrained:
-    """The given reference, else the curve's own, else what the smallest rate began with.
+    """The given reference, else the curve's own, else what the smallest rate began with; low is good.
 
     That is the mean of the first twentieth of its training losses or, of a ramp, of its first tenth. Its noise is
     that of single batches, read off the differences of successive losses.
     """
     if reference is not None:
-        return Untrained(checks.concrete("reference", reference), 0.0)
-    seeds, _, steps = curve.losses.shape
-    if curve.reference is not None:
-        spread = float(np.std(curve.reference)) / np.sqrt(max(seeds - 1, 1))
-        return Untrained(float(np.mean(curve.reference)), spread if steps == 1 else 0.0)
-    losses = curve.losses[:, 0] if steps > 1 else curve.metrics.get("unsmoothed_loss", curve.losses)[..., 0]
-    if steps == 1 and curve.eval_losses is not None:
-        losses = curve.eval_metrics.get("unsmoothed_loss", curve.eval_losses)[..., 0]
+        return Untrained(float(as_reported(curve, np.array(checks.concrete("reference", reference)))), 0.0)
+    judged = as_losses(curve)
+    seeds, _, steps = judged.losses.shape
+    if judged.reference is not None:
+        spread = float(np.std(judged.reference)) / np.sqrt(max(seeds - 1, 1))
+        return Untrained(float(np.mean(judged.reference)), spread if steps == 1 else 0.0)
+    losses = (
+        judged.losses[:, 0] if steps > 1 else judged.metrics.get("unsmoothed_loss", judged.losses)[..., 0]
+    )
+    if steps == 1 and judged.eval_losses is not None:
+        losses = judged.eval_metrics.get("unsmoothed_loss", judged.eval_losses)[..., 0]
     count = max(1, losses.shape[-1] // (FIRST if steps > 1 else FIRST_OF_RAMP))
     sizes = np.abs(np.diff(losses[:, : max(2, losses.shape[-1] // 4)].astype(np.float64)))
     noise = (
-        np.nanmedian(sizes) / MEDIAN_DIFFERENCE if steps > 1 or "unsmoothed_loss" in curve.metrics else 0.0
+        np.nanmedian(sizes) / MEDIAN_DIFFERENCE if steps > 1 or "unsmoothed_loss" in judged.metrics else 0.0
     )
     return Untrained(float(np.nanmean(losses[:, :count])), float(noise / np.sqrt(count * seeds)))

@@ -4,7 +4,7 @@ import dataclasses
 import importlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -31,9 +31,11 @@ class LRCurve:
       metrics: what else each training step reported, by name, float32 [seeds, lanes, steps].
       eval_metrics: what else each validation reported, by name, float32 [seeds, lanes, evals].
       hyperparameters: what the lanes were given beside the learning rate, by name; [lanes].
-      reference: the loss of the untrained parameters on the data that judge, [seeds], or at each of the evaluations
-        (of the training steps, where there is no validation), [seeds, points]; or None.
+      reference: the loss of the untrained parameters, or the `metric` that judges, on the data that judge, [seeds],
+        or at each evaluation (each training step, where there is no validation), [seeds, points]; or None.
       checked: of a range test, the short runs at constant rates that check it, or None.
+      metric: the report by which runs are judged: of validation where there is any, else of training steps.
+      mode: "min" where it is better when low, "max" when high.
     """
 
     learning_rates: Float[np.ndarray, "lanes"]
@@ -49,6 +51,8 @@ class LRCurve:
     hyperparameters: Mapping[str, Shaped[np.ndarray, "lanes"]] = dataclasses.field(default_factory=dict)
     reference: Float[np.ndarray, " seeds *points"] | None = None
     checked: "LRCurve | None" = None
+    metric: str = "loss"
+    mode: Literal["min", "max"] = "min"
 
     @property
     def lanes(self) -> dict[str, np.ndarray]:
@@ -60,6 +64,11 @@ class LRCurve:
         """The names of the hyperparameters that vary from lane to lane; the learning rate always counts."""
         others = self.hyperparameters.items()
         return ["learning_rate", *(name for name, values in others if (values != values[0]).any())]
+
+    @property
+    def judged_by(self) -> str:
+        """What runs are judged by, in words, such as "validation loss"."""
+        return f"{'training' if self.eval_losses is None else 'validation'} {self.metric.replace('_', ' ')}"
 
     @property
     def lane_steps(self) -> int:
@@ -179,25 +188,26 @@ class LRCurve:
 
     def __str__(self) -> str:
         """The best lane; of few lanes a table, too."""
-        means = judged_losses(self)[-1][1].mean(axis=0)
-        kind = "training" if self.eval_losses is None else "validation"
+        means = as_reported(self, judged_losses(self)[-1][1].mean(axis=0))
         if np.isnan(means).all():
             return f"{self!r}\nEvery lane diverged."
-        best = int(np.nanargmin(means))
+        best, most = int(np.nanargmin(as_reported(self, means))), self.mode == "max"
         where = ", ".join(f"{name} {self.lanes[name][best]:.3g}" for name in self.axes)
-        said = f"{self!r}\nThe {kind} loss is lowest at {where}: {means[best]:.4g}."
+        kind = self.judged_by
+        said = f"{self!r}\nThe {kind} is {'highest' if most else 'lowest'} at {where}: {means[best]:.4g}."
         if len(means) > LANES_IN_TABLE:
             return said
         rows = [
             (*(f"{self.lanes[name][lane]:.3g}" for name in self.axes), *_outcome(self, lane, means[lane]))
             for lane in range(len(means))
         ]
-        return "\n".join([said, *aligned([(*self.axes, f"{kind} loss"), *rows])])
+        return "\n".join([said, *aligned([(*self.axes, kind), *rows])])
 
 
 LANES_IN_TABLE = 16
-_FIELDS = ("learning_rates", "losses", "eval_losses", "eval_steps", "diverged_at", "placement", "reference")
-_OPTIONAL = ("eval_losses", "reference")
+_WORDS = ("placement", "metric", "mode")
+_FIELDS = ("learning_rates", "losses", "eval_losses", "eval_steps", "diverged_at", "reference", *_WORDS)
+_OPTIONAL = ("eval_losses", "reference", "metric", "mode")
 _NAMED = ("metrics", "eval_metrics", "hyperparameters")
 # Which axis of a curve's arrays counts its lanes.
 _LANE_AXES = {
@@ -206,18 +216,47 @@ _LANE_AXES = {
 }
 
 
+def as_losses(curve: LRCurve) -> LRCurve:
+    """The curve with what judges in place of its losses: a metric, negative where it is better when high.
+
+    Rules, comparisons and verdicts look at this curve alone. A metric of validation that no training step reports
+    leaves the training loss, which then judges nothing.
+    """
+    if (curve.metric, curve.mode) == ("loss", "min"):
+        return curve
+    train = {"loss": curve.losses, **curve.metrics}.get(curve.metric)
+    evals = (
+        None if curve.eval_losses is None else {"loss": curve.eval_losses, **curve.eval_metrics}[curve.metric]
+    )
+    return dataclasses.replace(
+        curve,
+        losses=curve.losses if train is None else as_reported(curve, train),
+        eval_losses=None if evals is None else as_reported(curve, evals),
+        reference=None if curve.reference is None else as_reported(curve, curve.reference),
+        metric="loss",
+        mode="min",
+    )
+
+
+def as_reported(curve: LRCurve, judged: np.ndarray) -> np.ndarray:
+    """What judges, as it was reported, from what is better when low; and the other way around."""
+    return -judged if curve.mode == "max" else judged
+
+
 def points_of(curve: LRCurve) -> list[tuple[int, np.ndarray, slice]]:
     """After how many steps runs may be compared, the losses there, [seeds, lanes, count], and their places.
 
-    Single validation losses where the curve has them, else the training losses of the last quarter of the steps.
+    Single validation losses where the curve has them, else the training losses of the last quarter of the steps; or
+    the metric that judges, in their place: see `as_losses`.
     """
-    steps, evals = curve.losses.shape[-1], curve.eval_losses
+    judged = as_losses(curve)
+    steps, evals = judged.losses.shape[-1], judged.eval_losses
     if evals is not None:
         places = [(int(step), slice(at, at + 1)) for at, step in enumerate(curve.eval_steps)]
         return [(step, evals[..., at], at) for step, at in places]
     ends = sorted({-(-steps // 4), -(-steps // 2), steps})
     quarters = [(end, slice(end - max(1, end // 4), end)) for end in ends]
-    return [(end, curve.losses[..., at], at) for end, at in quarters]
+    return [(end, judged.losses[..., at], at) for end, at in quarters]
 
 
 def judged_losses(curve: LRCurve) -> list[tuple[int, np.ndarray]]:
@@ -291,6 +330,7 @@ def _refuse_to_merge(mine: LRCurve, theirs: LRCurve, but_for: str | None = None)
             "metrics": sorted(curve.metrics),
             "validation metrics": sorted(curve.eval_metrics),
             "hyperparameters": sorted(curve.lanes),
+            "metric that judges": (curve.metric, curve.mode),
         }
 
     others = agreement(theirs)
@@ -331,5 +371,5 @@ def curve_in(file: Mapping[str, np.ndarray], path: str | Path, prefix: str = "")
     named = {name: below(file, f"{prefix}{name}/") for name in _NAMED}
     inner = f"{prefix}checked/"
     checked = curve_in(file, path, inner) if any(name.startswith(inner) for name in file) else None
-    placement = arrays["placement"].item()
-    return LRCurve(**{"eval_losses": None, **arrays, **named, "placement": placement, "checked": checked})
+    words = {name: arrays[name].item() for name in _WORDS if name in arrays}
+    return LRCurve(**{"eval_losses": None, **arrays, **named, **words, "checked": checked})

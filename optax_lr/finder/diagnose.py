@@ -7,7 +7,7 @@ import numpy as np
 
 from ..types import Array
 from .comparison import SEARCH_LEVEL, noise_threshold, untrained_loss
-from .curve import LRCurve, judged_losses
+from .curve import LRCurve, as_losses, judged_losses
 from .histories import BLOCKS, History, curvature_noise, jump, of_evals, of_steps, share
 from .verdict import Verdict
 
@@ -56,10 +56,11 @@ def diagnose(losses: Numbers | LRCurve, eval_losses: Numbers | None = None) -> V
     stands at an optimum, or the network is dead, a history alone cannot tell. For the same reason a short, noisy
     run needs `eval_losses` to be told apart from one that has converged.
 
-    Of a curve, lanes are compared: a lane above the best rate whose loss ends higher, by more than the noise and
-    by a tenth of what the best fell from the untrained loss, is *too high*, one below it *too low* (the measure is
-    the share of that fall that it lost). The others keep their own verdict, but only a lane above the best rate is
-    too high, and only one below it too low; the best itself where it is the lowest or the highest rate.
+    Of a curve, lanes are compared, by the metric that judges it: a lane above the best rate whose loss ends higher,
+    by more than the noise and by a tenth of what the best fell from the untrained loss, is *too high*, one below it
+    *too low* (the measure is the share of that fall that it lost). The others keep their verdict, but only a lane
+    above the best rate is too high, and only one below it too low; the best itself where it is the lowest or the
+    highest rate.
 
     Args:
       losses: training loss of each step, of any sign, at least 3 steps; [*lanes, steps]. Or an `LRCurve`, with
@@ -90,7 +91,7 @@ def diagnose(losses: Numbers | LRCurve, eval_losses: Numbers | None = None) -> V
     if isinstance(losses, LRCurve):
         if eval_losses is not None:
             raise ValueError("eval_losses must not be given beside a curve, which has its own.")
-        return _compared(losses)
+        return _compared(as_losses(losses))
     train, lanes = _lanes("losses", losses, 3)
     evals = None
     if eval_losses is not None:

@@ -7,7 +7,7 @@ import functools
 import math
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import optax
@@ -16,7 +16,7 @@ from .. import checks
 from ..engine.checkpoints import digest
 from ..engine.lengths import Epochs, steps_of
 from ..engine.reference import Wanted
-from ..engine.runs import Runs
+from ..engine.runs import Judgment, Runs
 from ..engine.session import Opening
 from ..schedules.named import length_of
 from ..types import Array, PeakToSchedule, PyTree, ScalarLike
@@ -27,7 +27,16 @@ from .grids import combinations_of
 from .inputs import pose
 from .policies import Bounds, Constant, Policy, Quick, quick_lengths
 from .problem import Problem
-from .search import Options, bounds, example_lane, given, noting_bounds, search, without_training
+from .search import (
+    Options,
+    bounds,
+    example_lane,
+    given,
+    judgment_of,
+    noting_bounds,
+    search,
+    without_training,
+)
 from .suggestion import Suggestion
 
 QUICK_STEPS = 100
@@ -52,6 +61,8 @@ def lr_find(
     min_learning_rate: float = 1e-6,
     max_learning_rate: float = 10.0,
     stop_factor: ScalarLike = 3.0,
+    metric: str = "loss",
+    mode: Literal["min", "max"] = "min",
     model_state: PyTree | Callable[[Array], PyTree] = None,
     opt_state: optax.OptState | None = None,
     **options: Unpack[Options],
@@ -111,6 +122,9 @@ def lr_find(
       key: where random starts and orders come from; `jax.random.key(0)` by default.
       min_learning_rate, max_learning_rate: the rates to search between.
       stop_factor: how far a lane's loss may rise before the lane is stopped; see `sweep`.
+      metric: what judges rates: a name that `eval_fn` reports or, without validation, the loss with `has_aux`; by
+        default the loss. Gradients stay those of the loss. Where another metric judges, no finite loss stops a run.
+      mode: "min" where the metric is better when low, as an error, or "max" when high, as an accuracy.
       model_state: what the model carries along beside its parameters, a pytree of arrays; a function
         `key -> pytree` where `params` is one.
       opt_state: the optimizer's state to start from, as `optimizer(rate).init(params)` or
@@ -160,7 +174,7 @@ def lr_find(
     low, high = bounds(min_learning_rate, max_learning_rate)
     problem, engine = given(loss_fn, model_state is not None, options)
     length = _length(schedule, horizon, batches)
-    factor = ceilings.factor_of(stop_factor)
+    factor, judgment = ceilings.factor_of(stop_factor), judgment_of(metric, mode)
     _warn_without_validation(length, eval_batch)
     usual = min(QUICK_STEPS if schedule is None else COARSE_STEPS, length or QUICK_STEPS)
     steps = steps_of("num_steps", usual if num_steps is None else num_steps, batches)
@@ -189,7 +203,7 @@ def lr_find(
     )
     plan = make(posed.first)
     reference = without_training(posed, plan.longest, plan.evals)
-    opening = _opening(plan, lane, low, high, runs, factor, reference)
+    opening = _opening(plan, lane, low, high, runs, factor, reference, judgment)
     return noting_bounds(search(posed, plan, engine, opening), low, high)
 
 
@@ -280,6 +294,7 @@ def _opening(
     seeds: int,
     stop_factor: float,
     reference: Wanted,
+    judgment: Judgment,
 ) -> Opening:
     """What a search's session must know; the first plan and the tables stand for what they depend on."""
     asked = policy.ask(Runs())
@@ -301,6 +316,7 @@ def _opening(
         ceilings=ceilings.of_search(stop_factor),
         keep=kept,
         reference=reference,
+        judgment=judgment,
         settings={
             "search": type(alone).__name__,
             "learning_rates": [low, high],
@@ -316,10 +332,11 @@ def _opening(
 
 
 def final_loss(runs: Runs, row: int) -> float:
-    """What a run is judged by at its end: its last validation loss, else its mean loss over the last quarter."""
-    steps = int(runs.columns["steps"][row])
+    """What a run is judged by at its end: its last validation, else its mean over the last quarter; low is good."""
+    steps, (metric, mode) = int(runs.columns["steps"][row]), runs.judgment
+    sign = -1.0 if mode == "max" else 1.0
     if runs.columns["stopped_at"][row] >= 0:
         return float("inf")
-    if "loss" in runs.evals:
-        return float(runs.evals["loss"][row, len(runs.eval_steps[row]) - 1])
-    return float(runs.metrics["loss"][row, steps - -(-steps // 4) : steps].mean())
+    if metric in runs.evals:
+        return sign * float(runs.evals[metric][row, len(runs.eval_steps[row]) - 1])
+    return sign * float(runs.metrics[metric][row, steps - -(-steps // 4) : steps].mean())

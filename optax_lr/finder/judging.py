@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .comparison import fall_of, near_best, pooled_deviation, untrained_loss
-from .curve import LRCurve, points_of
+from .curve import LRCurve, as_losses, points_of
 
 # A run is lost that ends above where it began, by more than this share of what the best rate fell, and by more than
 # so many deviations of the noise.
@@ -95,7 +95,7 @@ class Judged(NamedTuple):
 
 def judged(curve: LRCurve) -> list[Judged]:
     """The runs after as many steps as they can be compared at."""
-    points = _points(curve)
+    points = _points(as_losses(curve))
     usable = curve.stable & np.isfinite(points[-1].heights).all(axis=0)
     return [point._replace(heights=np.where(usable, point.heights, np.nan)) for point in points]
 
@@ -105,19 +105,19 @@ def with_lost_runs(curve: LRCurve) -> LRCurve:
 
     Where no rate learned, only what rose to a multiple of the reference is called so.
     """
-    end = judged(curve)[-1]
-    if curve.reference is None or not end.survives:
+    losses, end = as_losses(curve), judged(curve)[-1]
+    if losses.reference is None or not end.survives:
         return curve
     if end.learned:
         noise = np.maximum(pooled_deviation(near_best(end.heights)), end.noise)
         limit = np.maximum(ROSE * end.fall, DEVIATIONS * noise)
     else:
-        size = np.where(end.harmless, np.inf, MULTIPLE * np.abs(curve.reference).mean())
+        size = np.where(end.harmless, np.inf, MULTIPLE * np.abs(losses.reference).mean())
         limit = np.broadcast_to(size, end.heights.shape)
-    lost = (curve.diverged_at < 0) & (_points(curve)[-1].heights > limit)
+    lost = (curve.diverged_at < 0) & (_points(losses)[-1].heights > limit)
     if not lost.any():
         return curve
-    since = np.where(lost, _since(curve, limit), curve.diverged_at)
+    since = np.where(lost, _since(losses, limit), curve.diverged_at)
     return dataclasses.replace(curve, diverged_at=since.astype(np.int32))
 
 

@@ -21,7 +21,7 @@ from .inputs import pose
 from .optimizer import TABLE
 from .problem import Problem
 from .ramp_checks import plan_of_checks
-from .search import Options, bounds, every_lane_diverged, example_lane, given, searched
+from .search import Options, bounds, example_lane, given, searched, with_a_survivor
 from .views import curve_of
 
 
@@ -127,10 +127,7 @@ def lr_range_test(
     )
     test = _Test(_ramp_plan(rates, runs), rates.astype(np.float64), decay, factor, most)
     ended = searched(posed, engine, opening, test.drive)
-    curve = test.curve(ended.runs, ended.placement)
-    if not curve.stable.any():
-        raise every_lane_diverged(curve, posed)
-    return curve
+    return with_a_survivor(test.curve(ended.runs, ended.placement), posed)
 
 
 @dataclasses.dataclass(frozen=True)

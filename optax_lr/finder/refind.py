@@ -1,7 +1,7 @@
 """Finding the rate again: the present state of a run to the rate to go on with."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import optax
 
@@ -13,7 +13,7 @@ from . import ceilings, tables
 from .inputs import pose
 from .policies import Around
 from .problem import Problem
-from .search import Options, example_lane, given, search, without_training
+from .search import Options, example_lane, given, judgment_of, search, without_training
 from .suggestion import Suggestion
 
 REFIND_STEPS = 50
@@ -37,6 +37,8 @@ def lr_refind(
     seeds: int = REFIND_SEEDS,
     key: Array | None = None,
     stop_factor: ScalarLike = 100.0,
+    metric: str = "loss",
+    mode: Literal["min", "max"] = "min",
     model_state: PyTree = None,
     **options: Unpack[Options],
 ) -> Suggestion:
@@ -50,8 +52,8 @@ def lr_refind(
     later; `horizon` corrects for what of that can be seen within the short runs.
 
     Args:
-      loss_fn, optimizer, batches, eval_batch, key, model_state, options: as in `lr_find`; no bar shows unless
-        `progress=True`.
+      loss_fn, optimizer, batches, eval_batch, key, metric, mode, model_state, options: as in `lr_find`; no bar
+        shows unless `progress=True`.
       params, opt_state: where the run is now; without `opt_state` the optimizer starts anew.
       learning_rate: the present rate, above 0.
       horizon: how many steps the run has left; by default the rate that is best over `num_steps`.
@@ -75,6 +77,7 @@ def lr_refind(
     >>> found.learning_rate > 0.1
     True
     """
+    judgment = judgment_of(metric, mode)
     now = checks.concrete("learning_rate", learning_rate, above=0)
     quiet: Options = {"progress": False}
     problem, engine = given(
@@ -107,6 +110,7 @@ def lr_refind(
         longest=steps,
         ceilings=ceilings.of_search(ceilings.factor_of(stop_factor)),
         reference=without_training(posed, steps, evals),
+        judgment=judgment,
         settings={"learning_rate": now, "num_steps": steps, "num_rates": count, "seeds": runs},
         description="lr_refind",
     )

@@ -25,7 +25,7 @@ from .comparison import (
     noise_threshold,
     span_around,
 )
-from .curve import LRCurve, judged_losses
+from .curve import LRCurve, as_reported, judged_losses
 from .judging import Judged, judged
 from .suggestion import Suggestion
 
@@ -258,7 +258,8 @@ def best_lane(curve: LRCurve) -> int:
 
 
 def final_losses(curve: LRCurve) -> np.ndarray:
-    """What the rules compare, float64 [seeds, lanes]; NaN at rates where any seed diverged.
+    """What the rules compare, float64 [seeds, lanes]; NaN at rates where any seed diverged. Low is good: a metric
+    that is judged by its highest comes as its negative.
 
     Raises:
       ValueError: every rate diverged.
@@ -314,13 +315,14 @@ def _harmless(curve: LRCurve, end: Judged) -> Suggestion:
     below = int(np.argmin(harmless)) if not harmless.all() else len(rates)
     last = max(0, min(below, len(rates) - 1) - 1)
     beyond = rates[min(below, len(rates) - 1)]
-    constant = end.constant
+    constant, side = end.constant, "above" if curve.mode == "max" else "below"
+    name = curve.metric.replace("_", " ")
     if constant:
-        said = f"The loss does not depend on the parameters: no rate changed it in {end.steps} steps"
+        said = f"The {name} does not depend on the parameters: no rate changed it in {end.steps} steps"
     else:
         said = (
-            f"No rate learned anything in {end.steps} steps: no loss is below that of the untrained parameters by "
-            f"more than noise; try {LONGER * end.steps}"
+            f"No rate learned anything in {end.steps} steps: no {name} is {side} that of the untrained parameters "
+            f"by more than noise; try {LONGER * end.steps}"
         )
     which = "this is the largest of the rates that did no harm, below the highest that was tried"
     if not harmless.any():
@@ -337,13 +339,13 @@ def _harmless(curve: LRCurve, end: Judged) -> Suggestion:
 
 
 def _lowest_at(curve: LRCurve, rate: float, where: str) -> str:
-    seeds, kind = len(curve.losses), "training" if curve.eval_losses is None else "validation"
-    losses, rates = final_losses(curve).mean(axis=0), curve.learning_rates
+    seeds, most = len(curve.losses), "highest" if curve.mode == "max" else "lowest"
+    losses, rates = as_reported(curve, final_losses(curve).mean(axis=0)), curve.learning_rates
     usable = np.isfinite(losses)
     loss = np.interp(np.log(rate), np.log(rates[usable]), losses[usable])
     measured = np.isclose(rate, rates[usable], rtol=1e-6).any()
     return (
-        f"The {kind} loss is lowest {where} after {curve.losses.shape[-1]} steps ({loss:.4g}"
+        f"The {curve.judged_by} is {most} {where} after {curve.losses.shape[-1]} steps ({loss:.4g}"
         f"{'' if measured else ', estimated between lanes'}, the mean of {seeds} seed{'s' if seeds > 1 else ''})"
     )
 

@@ -12,8 +12,9 @@ from jax.sharding import Mesh
 from .. import checks
 from ..engine.engine import Engine
 from ..engine.reference import Wanted
-from ..engine.runs import Plan, Runs
+from ..engine.runs import Judgment, Plan, Runs
 from ..engine.session import Opening, Session
+from ..engine.task import Form
 from ..types import PyTree
 from .curve import LRCurve
 from .inputs import Posed
@@ -71,6 +72,24 @@ def given(loss_fn: Callable[..., Any] | Problem, with_state: bool, options: Mapp
     return Given(problem_of(loss_fn, with_state, of_problem), engine or Engine(**of_engine))
 
 
+def judgment_of(metric: str, mode: Literal["min", "max"]) -> Judgment:
+    """By what runs are judged, as a finder was given it.
+
+    Raises:
+      ValueError: `mode` is neither "min" nor "max".
+    """
+    checks.choice("mode", mode, ("min", "max"))
+    return Judgment(metric, mode)
+
+
+def _refuse_unknown(metric: str, form: Form) -> None:
+    """Refuse a metric that nobody reports where runs are judged."""
+    known = form.evals or form.metrics
+    if metric not in known:
+        who = "validation (eval_fn)" if form.evals else "the loss (has_aux)"
+        raise ValueError(f"metric={metric!r} is not reported by {who}: {checks.close_match(metric, known)}")
+
+
 class EveryLaneDivergedError(RuntimeError):
     """No run of a search survived; XLA's own errors are of another kind."""
 
@@ -110,6 +129,7 @@ def _driven(
     task: Any, posed: Posed, engine: Engine, opening: Opening, drive: Callable[[Session], None]
 ) -> Ended:
     with engine.open(task, posed.data, opening) as session:
+        _refuse_unknown(opening.judgment.metric, session.form)
         session.finish(opening.description)
         drive(session)
         runs = session.runs.closed()
@@ -167,6 +187,17 @@ def run_once(posed: Posed, engine: Engine, opening: Opening, plan: Plan) -> Ende
             raise KeyboardInterrupt
 
     return searched(posed, engine, opening, drive)
+
+
+def with_a_survivor(curve: LRCurve, posed: Posed) -> LRCurve:
+    """The curve, unless every lane diverged.
+
+    Raises:
+      RuntimeError: every lane diverged.
+    """
+    if not curve.stable.any():
+        raise every_lane_diverged(curve, posed)
+    return curve
 
 
 def every_lane_diverged(curve: LRCurve, posed: Posed) -> EveryLaneDivergedError:

@@ -1,8 +1,7 @@
 """`lr_sweep`: the losses of training runs at given learning rates, or lanes of more hyperparameters."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, Unpack
+from typing import Any, Literal, Unpack
 
 import numpy as np
 import optax
@@ -20,7 +19,15 @@ from .grids import lanes_of
 from .inputs import pose
 from .optimizer import TABLE
 from .problem import Problem
-from .search import Options, every_lane_diverged, example_lane, given, run_once, without_training
+from .search import (
+    Options,
+    example_lane,
+    given,
+    judgment_of,
+    run_once,
+    with_a_survivor,
+    without_training,
+)
 from .views import curve_of
 
 USUAL_STEPS = 100
@@ -41,6 +48,8 @@ def lr_sweep(
     seeds: int = 1,
     key: Array | None = None,
     stop_factor: ScalarLike = 3.0,
+    metric: str = "loss",
+    mode: Literal["min", "max"] = "min",
     model_state: PyTree | Callable[[Array], PyTree] = None,
     opt_state: optax.OptState | None = None,
     **options: Unpack[Options],
@@ -48,8 +57,8 @@ def lr_sweep(
     """Train copies of a model at the given learning rates, or lanes of more hyperparameters; return their losses.
 
     Args:
-      loss_fn, params, optimizer, batches, eval_batch, key, stop_factor, model_state, opt_state, options: as in
-        `lr_find`.
+      loss_fn, params, optimizer, batches, eval_batch, key, stop_factor, metric, mode, model_state, opt_state,
+        options: as in `lr_find`.
       learning_rates: the rates, positive and increasing; [lanes].
       lanes: in place of `learning_rates`, hyperparameters by name, `learning_rate` among them, each [lanes], as
         `grid` makes them; the optimizer is called with these names. Rates need not increase where others vary.
@@ -82,7 +91,6 @@ def lr_sweep(
     problem, engine = given(loss_fn, model_state is not None, options)
     factor, runs = ceilings.factor_of(stop_factor), checks.size("seeds", seeds)
     steps = _length(batches, num_steps)
-    every = steps if eval_every is None else checks.size("eval_every", eval_every)
     lane = example_lane({name: each[0] for name, each in wanted.items()}, steps)
     posed = pose(
         problem,
@@ -101,8 +109,7 @@ def lr_sweep(
     if num_steps is None and not is_stacked(batches):
         steps = posed.data.num_batches
     table = tables.of_peaks(schedule, wanted["learning_rate"], steps, posed.first)
-    evals = sorted({*range(every, steps, every), steps}) if eval_batch is not None else []
-    plan = _plan(wanted, table, range(runs), evals)
+    evals = [] if eval_batch is None else _evals(eval_every, steps)
     settings = {"lanes": digest([wanted, table]), "num_steps": steps, "eval_steps": evals, "seeds": runs}
     opening = Opening(
         lane=lane,
@@ -111,14 +118,18 @@ def lr_sweep(
         longest=len(lane[TABLE]),
         ceilings=ceilings.of_sweep(factor),
         reference=without_training(posed, steps, evals),
+        judgment=judgment_of(metric, mode),
         settings={**settings, "stop factor": factor},
         description="lr_sweep",
     )
-    ended = run_once(posed, engine, opening, plan)
-    curve = dataclasses.replace(curve_of(ended.runs), placement=ended.placement)
-    if not curve.stable.any():
-        raise every_lane_diverged(curve, posed)
-    return curve
+    ended = run_once(posed, engine, opening, _plan(wanted, table, range(runs), evals))
+    return with_a_survivor(curve_of(ended.runs, ended.placement), posed)
+
+
+def _evals(every: int | None, steps: int) -> list[int]:
+    """After how many steps runs are evaluated; always at their end."""
+    count = steps if every is None else checks.size("eval_every", every)
+    return sorted({*range(count, steps, count), steps})
 
 
 def _plan(

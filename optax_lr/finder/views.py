@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from ..engine.runs import Reference, Runs
+from ..engine.runs import Runs
 from .curve import LRCurve
 from .judging import with_lost_runs
 from .optimizer import TABLE
@@ -43,7 +43,9 @@ def curve_of(runs: Runs, placement: str = "") -> LRCurve:
         metrics=metrics,
         eval_metrics=measured,
         hyperparameters={name: values[rows[0]] for name, values in lanes.items() if name != "learning_rate"},
-        reference=_reference(runs.reference, every, steps, asked),
+        reference=_reference(runs, every, steps, asked),
+        metric=runs.judgment.metric,
+        mode=runs.judgment.mode,
     )
     return with_lost_runs(_with_further_losses(curve, runs, rows, list(place.values())))
 
@@ -62,14 +64,15 @@ def _with_further_losses(
     return dataclasses.replace(curve, diverged_at=diverged)
 
 
-def _reference(known: Reference, seeds: Sequence[int], steps: int, asked: Sequence[int]) -> np.ndarray | None:
+def _reference(runs: Runs, seeds: Sequence[int], steps: int, asked: Sequence[int]) -> np.ndarray | None:
     """What judges the runs of some seeds, without training: at each step, or at each evaluation."""
+    known, metric = runs.reference, runs.judgment.metric
     places = [np.flatnonzero(known.seeds == seed) for seed in seeds]
     if not all(map(len, places)):
         return None
     rows = np.concatenate(places)
-    if "loss" in known.metrics:
-        return known.metrics["loss"][rows, :steps]
+    if metric in known.metrics:
+        return known.metrics[metric][rows, :steps]
     # Starts that are evaluated as they are have one value; a model state that goes on has one at each evaluation.
     at = [max(0, sum(have <= step for have in known.eval_steps) - 1) for step in asked]
-    return known.evals["loss"][rows][:, at]
+    return known.evals[metric][rows][:, at]

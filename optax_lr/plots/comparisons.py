@@ -59,5 +59,4 @@ def plot_comparison(compared: Comparison, *, ax: Axes | None = None) -> Axes:
 
 def _axis_name(compared: Comparison) -> str:
     runs: Any = compared.runs[compared.first]
-    kind = "training" if runs.eval_losses is None else "validation"
-    return f"{kind} loss, mean and range of {len(runs.losses)} seeds"
+    return f"{runs.judged_by}, mean and range of {len(runs.losses)} seeds"

@@ -8,7 +8,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patches import Rectangle
 
 from ..finder import suggest
-from ..finder.curve import LRCurve
+from ..finder.curve import LRCurve, as_reported
 from ..finder.suggestion import Suggestion
 from .style import Axes, accent, brightness, ink, legend, log_ticks, new_axes, paper, plt, short
 
@@ -24,7 +24,8 @@ SMALLEST, LARGEST, DIGIT = 4.5, 10.0, 0.62
 def plot_grid(curve: LRCurve, *, suggestion: Suggestion | None = None, ax: Axes | None = None) -> Axes:
     """The loss at the end over two hyperparameters: the mean over the seeds, one cell a lane, its value in it.
 
-    The lower the loss, the brighter the cell. The best one is framed. A cross stands where any seed diverged.
+    The lower the loss, or the better the metric that judges, the brighter the cell. The best one is framed. A cross
+    stands where any seed diverged.
     Losses above ten times the best share one color; their values stand in the cells.
 
     Args:
@@ -52,7 +53,7 @@ def plot_grid(curve: LRCurve, *, suggestion: Suggestion | None = None, ax: Axes 
     cells = np.full([len(values) for values in ticks], np.nan)
     for lane, place in enumerate(places):
         with contextlib.suppress(ValueError):  # It diverged.
-            cells[place] = suggest.final_losses(curve.take([lane])).mean()
+            cells[place] = as_reported(curve, suggest.final_losses(curve.take([lane]))).mean()
     axes = new_axes(ax)
     for axis, values, name in zip((axes.xaxis, axes.yaxis), ticks, names, strict=True):
         shown = np.arange(0, len(values), -(-len(values) // LABELS_ON_AXIS))
@@ -65,8 +66,8 @@ def plot_grid(curve: LRCurve, *, suggestion: Suggestion | None = None, ax: Axes 
         axes.tick_params("x", labelrotation=45)
     axes.set(xlim=(0, cells.shape[0]), ylim=(0, cells.shape[1]))
     if np.isfinite(cells).any():
-        _draw_cells(axes, cells, "training" if curve.eval_losses is None else "validation")
-        best = divmod(int(np.nanargmin(cells)), cells.shape[1])
+        _draw_cells(axes, cells, f"{curve.judged_by} at the end", most=curve.mode == "max")
+        best = divmod(int(np.nanargmin(as_reported(curve, cells))), cells.shape[1])
         where = ", ".join(f"{values[at]:.3g}" for values, at in zip(ticks, best, strict=True))
         label = f"best, {cells[best]:.3g} at {where}"
         frame = Rectangle(best, 1, 1, fill=False, ec=accent(3), lw=2.5, label=label, clip_on=False, zorder=3)
@@ -111,19 +112,18 @@ def _places(curve: LRCurve) -> tuple[list[str], list[np.ndarray], list[tuple[int
     return list(varying), list(ticks), places
 
 
-def _draw_cells(axes: Axes, cells: np.ndarray, kind: str) -> None:
-    """Colors from the style's map, the brightest for the lowest loss, and the numbers on them."""
+def _draw_cells(axes: Axes, cells: np.ndarray, label: str, *, most: bool) -> None:
+    """Colors from the style's map, the brightest for the best cell, and the numbers on them."""
     every = plt.get_cmap()
-    colors = every.reversed() if brightness(every(0.0)) < brightness(every(1.0)) else every
+    colors = every if (brightness(every(0.0)) < brightness(every(1.0))) == most else every.reversed()
     low, high = np.nanmin(cells), np.nanmax(cells)
-    above = bool(low > 0 and high > TOP * low)
+    above = bool(low > 0 and high > TOP * low and not most)
     top = TOP * low if above else high
     norm = LogNorm(low, top) if low > 0 and top > low else Normalize(low, top)
     mesh = axes.pcolormesh(np.ma.masked_invalid(cells.T), cmap=colors, norm=norm, ec=paper(axes), lw=1)
-    bar = axes.figure.colorbar(
-        mesh, ax=axes, label=f"{kind} loss at the end", extend="max" if above else "neither"
-    )
-    bar.ax.invert_yaxis()  # The best is on top.
+    bar = axes.figure.colorbar(mesh, ax=axes, label=label, extend="max" if above else "neither")
+    if not most:
+        bar.ax.invert_yaxis()  # The best is on top.
     if isinstance(norm, LogNorm):
         log_ticks(bar.ax.yaxis, top / low)
     texts = {place: f"{value:.3g}" for place, value in np.ndenumerate(cells) if np.isfinite(value)}

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -48,6 +48,8 @@ class _Run:
     evals: Mapping[str, np.ndarray] = field(default_factory=dict)
     eval_steps: np.ndarray = field(default_factory=lambda: np.zeros(0, int))
     verdict: str = ""
+    metric: str = "loss"
+    mode: str = "min"
 
     @property
     def entry(self) -> str:
@@ -55,8 +57,9 @@ class _Run:
 
     @property
     def end(self) -> float:
-        """The loss at the end, of validation if there is one; infinite for a run that diverged."""
-        last = self.evals["loss"][:, -1:] if "loss" in self.evals else self.train["loss"]
+        """What judges at the end, low for good, of validation if there is one; infinite for a run that diverged."""
+        name, sign = self.metric, -1.0 if self.mode == "max" else 1.0
+        last = sign * (self.evals[name][:, -1:] if name in self.evals else self.train[name])
         found = last[:, -max(1, last.shape[-1] // 4) :].mean()
         return float(found) if np.isfinite(found) and self.verdict != "diverged" else np.inf
 
@@ -82,7 +85,7 @@ def plot_histories(
            curve, of which the lane of the lowest loss at the end is drawn
         3. the losses of one run, [steps], or a list of the losses of several runs
       metrics: what is drawn, a panel each: "loss", and names of what `has_aux` or `eval_fn` reported. Of the
-        default ones, those that no run has are passed over.
+        default ones, those that no run has are passed over; a metric that judges the curve is drawn, too.
       steps_per_epoch: average training over epochs of that many steps, and count epochs. By default every step
         is drawn.
       ax: the axes to draw on, one for each panel; a new figure by default.
@@ -155,7 +158,7 @@ def _named(color: int, name: str, history: LRCurve | Losses) -> _Run:
         _, _, lanes = _lanes(history)
         best = min(lanes, key=lambda run: run.end)
         label = f"{name}, {best.label}" if len(lanes) > 1 else name
-        return _Run(label, color, best.train, best.evals, best.eval_steps, best.verdict)
+        return replace(best, label=label, color=color)
     losses = np.asarray(history, np.float64)
     if losses.ndim not in (1, 2) or not losses.size:
         raise ValueError(
@@ -195,6 +198,8 @@ def _lanes(curve: LRCurve) -> tuple[str, list[str], list[_Run]]:
             {name: values[:, lane] for name, values in evals.items()},
             curve.eval_steps,
             verdicts[lane],
+            curve.metric,
+            curve.mode,
         )
         for lane, label in enumerate(labels)
     ]
@@ -202,11 +207,12 @@ def _lanes(curve: LRCurve) -> tuple[str, list[str], list[_Run]]:
 
 
 def _metrics(runs: Sequence[_Run], metrics: str | Sequence[str]) -> list[str]:
-    """The metrics to draw; the usual ones only if a run has them."""
+    """The metrics to draw; the usual ones, and what judges, only if a run has them."""
     known = list(dict.fromkeys(name for run in runs for name in ("loss", *run.train, *run.evals)))
     wanted = [metrics] if isinstance(metrics, str) else list(metrics)
     if metrics is USUAL_METRICS:
-        return [name for name in wanted if name in known]
+        judging = [run.metric for run in runs]
+        return [name for name in dict.fromkeys([*wanted, *judging]) if name in known]
     if not wanted:
         raise ValueError(f"metrics must name at least one metric; {checks.close_match('', known)}")
     for name in wanted:

@@ -7,7 +7,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..finder import suggest
-from ..finder.curve import LRCurve
+from ..finder.curve import LRCurve, as_reported
 from ..finder.suggestion import Suggestion
 from .style import Axes, Color, accent, grid, ink, legend, loss_scale, muted, new_axes
 
@@ -35,6 +35,8 @@ def plot_lr_curve(
 ) -> Axes:
     """Loss against learning rate: the mean over the seeds, their range as a band, and which rates diverged.
 
+    A curve that another metric judges is drawn by that metric.
+
     Args:
       curve: the curve of a sweep.
       suggestion: drawn as a line, its interval as a shaded span; its full runs beside the curve.
@@ -59,15 +61,14 @@ def plot_lr_curve(
     ('learning rate', 'good')
     >>> plt.close(axes.figure)
     """
-    losses = suggest.final_losses(curve)
+    losses = as_reported(curve, suggest.final_losses(curve))
     axes = new_axes(ax)
     drawn, rates = [_draw_curve(axes, curve, losses)], [curve.learning_rates]
     if suggestion is not None and suggestion.finalists is not None:
         drawn.append(_draw_full_runs(axes, suggestion.finalists))
         rates.append(suggestion.finalists.learning_rates)
-    kind = "training" if curve.eval_losses is None else "validation"
     at_end = " at the end" * (curve.losses.shape[-1] > 1)
-    axes.set(xscale="log", xlabel="learning rate", ylabel=f"{kind} loss{at_end}")
+    axes.set(xscale="log", xlabel="learning rate", ylabel=f"{curve.judged_by}{at_end}")
     loss_scale(axes, *drawn)
     if suggestion is not None and shorter and suggestion.shorter:
         _draw_shorter(axes, suggestion.shorter, np.concatenate(rates))
@@ -92,9 +93,9 @@ def _length(curve: LRCurve) -> str:
 
 def _means(curve: LRCurve) -> np.ndarray:
     """The mean over the seeds; NaN where a rate diverged, and everywhere if all did."""
-    return (
-        suggest.final_losses(curve).mean(axis=0) if curve.stable.any() else np.full(len(curve.stable), np.nan)
-    )
+    if not curve.stable.any():
+        return np.full(len(curve.stable), np.nan)
+    return as_reported(curve, suggest.final_losses(curve).mean(axis=0))
 
 
 def _draw_curve(axes: Axes, curve: LRCurve, losses: np.ndarray) -> np.ndarray:
