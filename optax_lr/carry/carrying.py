@@ -52,8 +52,11 @@ def carry_state(
 
     What fits is found by the kind of state, the field and the path of the parameter, in whatever chain, partition
     or wrapper it is. A count that the old state lacks, of a new schedule, starts at the run's step. Moments of
-    a parameter that the old state lacks start at zero; if none of an optimizer's fit, so does their count. With
-    fewer slots the newest snapshots stay. Non-finite values are carried as they are.
+    a parameter that the old state lacks start at zero; if none of an optimizer's fit, so does their count. Else
+    they come under the count of the others, and Adam's first updates of that parameter, a new head for instance,
+    are up to six times what a fresh one's are: the table names it. `unfreeze_at(tx, {label: step}, labels)`, with
+    the run's step, gives its label a count of its own. With fewer slots the newest snapshots stay. Non-finite
+    values are carried as they are.
 
     No state holds a schedule, but visible rates and multipliers are recorded: the table names each that would
     have been another in the last update by the new code. (Not inside `MultiSteps`.) A label with a start has a
@@ -152,7 +155,16 @@ class _Carried:
             return "kept", f"{leaf.field} is the run's step {shown(self.step)}", like(self.step, leaf.value)
         if leaf.kind == RATE and leaf.field == "learning_rate":
             self.without_rate.append("/".join(leaf.node))
-        return "reset", leaf.field, leaf.value
+        return "reset", self._first(leaf, new), leaf.value
+
+    def _first(self, leaf: Leaf, new: list[Leaf]) -> str:
+        """What starts anew: of a parameter beside others that go on, with the count that it comes under."""
+        kept = [each for each in new if each.node == leaf.node and each.name in self.found[leaf.node]]
+        if not leaf.is_moment or not any(each.is_moment for each in kept):
+            return leaf.field
+        counts = [self.found[leaf.node][each.name].value for each in kept if each.is_clock]
+        under = f" (zeros under the count {shown(counts[0])})" if counts else ""
+        return f"{leaf.field} of {'/'.join(leaf.name[1:])}{under}"
 
     def _is_scheduled(self, leaf: Leaf, new: list[Leaf]) -> bool:
         """Whether an injected number follows a schedule: then the state's is the one of the last update."""

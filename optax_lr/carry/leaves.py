@@ -18,7 +18,7 @@ _CLOCKS = ("count", "gradient_step")
 # Kinds of state whose `count` is of something else than updates.
 _OTHER_COUNTS = {"PlateauState", "ReduceLROnPlateauState"}
 # Kinds of state whose numbers are by label or for all, and belong to no parameter whatever they are called.
-_WITHOUT_MOMENTS = {RATE, LATE, SCALE, *(kind for kind, _ in CODE)}
+_WITHOUT_MOMENTS = {RATE, LATE, SCALE, "EffectiveRates", *(kind for kind, _ in CODE)}
 
 
 class Leaf(NamedTuple):

@@ -68,6 +68,24 @@ def test_the_rate_that_is_shown_is_that_of_the_next_update(name):
     assert [float(rate) for rate in rates.values()] == pytest.approx([float(LONG(4))])
 
 
+def test_a_new_head_under_an_old_count_is_named_and_a_start_gives_it_a_count_of_its_own():
+    labels = {"body": {"w": "body"}, "head": "head"}
+    params = {**PARAMS, "head": jnp.ones(3)}
+    grads = jax.tree.map(jnp.ones_like, params)
+    carried = olr.carry_state(STATE, optax.adam(0.1), params)
+    assert "mu of head (zeros under the count 4), nu of head (zeros under the count 4)" in str(carried)
+    updates, _ = optax.adam(0.1).update(grads, carried.state, params)
+    assert (updates["head"] < -0.1 * (0.1 / np.sqrt(0.001 / (1 - 0.999**5)) * 0.99)).all()
+    late = olr.unfreeze_at(optax.adam(0.1), {"head": 4}, labels)
+    state, moved = olr.carry_state(STATE, late, params).state, []
+    fresh, alone = optax.adam(0.1).init(params["head"]), []
+    for _ in range(5):
+        updates, state = late.update(grads, state, params)
+        wanted, fresh = optax.adam(0.1).update(grads["head"], fresh)
+        moved.append(updates["head"]), alone.append(wanted)
+    np.testing.assert_allclose(moved, alone, rtol=1e-5)
+
+
 def test_a_rate_that_was_set_gives_way_to_the_code_and_is_told():
     tx = olr.visible(optax.adam)(SHORT)
     state = olr.set_learning_rate(train(tx, tx.init(PARAMS), range(4))[1], 1e-5)
