@@ -12,6 +12,7 @@ import optax
 from . import checks
 from .adaptive.plateau import PlateauState
 from .layers.freezing import ZeroUntilState
+from .layers.labels import leaves_by_keys
 from .layers.scaling import ScaleByLabelState
 from .layers.unfreezing import UnfreezeAtState
 from .learning_rate import ScaleByLearningRateState, is_holder, is_set
@@ -50,7 +51,7 @@ def learning_rates_in_force(opt_state: optax.OptState) -> dict[str, Array]:
     rate x multiplier x plateau's scale x (1 if the label was awake, else 0). Before the first update it is what
     the next one will be multiplied by. A rate that is set by hand counts at once, for every label, whatever its
     clock; the other factors stay those of the last update. An optimizer's own scaling, such as Adam's or a local
-    gain, is not in it.
+    gain, is not in it, nor is what no state holds, such as the factor of `optax.scale`.
 
     It is found inside any nest of wrappers, as by `get_learning_rate`. Inside `MultiSteps` or `apply_if_finite` the
     last update is the last optimizer step. Optax's own plateau keeps the scale of the next update alone.
@@ -221,13 +222,20 @@ def _of_clock(clock: ZeroUntilState) -> _Factors:
 def _of_unfreezing(node: UnfreezeAtState, inside: Callable[[Any], _Factors]) -> _Factors:
     """The inner factors, under each late label's own clock, and 0 before its start."""
     inner = inside(node.inner)
-    own = {label: inside(_with_rates(node.inner, late)) for label, late in node.late.items()}
+    own = {label: inside(_as_seen(node.inner, late)) for label, late in node.late.items()}
     late = {label: each.get(label, each.get(None)) for label, each in own.items()}
     return _product(inner | {label: each for label, each in late.items() if each}, _of_clock(node.clock))
 
 
-def _with_rates(inner: optax.OptState, late: dict[str, Any]) -> optax.OptState:
-    """The inner state with the rates that a label's own counters gave, by their path, unless one is set."""
+def _as_seen(inner: optax.OptState, late: dict[str, Any]) -> optax.OptState:
+    """The inner state with a label's own counters, and the rates that they gave unless one is set."""
+    keys = ["/".join(each) for each, _ in leaves_by_keys(inner)]
+    leaves, treedef = jax.tree.flatten(inner)
+    rates = [key for key in keys if key.endswith("learning_rate")]
+    counted = jax.tree.unflatten(
+        treedef,
+        [leaf if key in rates else late.get(key, leaf) for key, leaf in zip(keys, leaves, strict=True)],
+    )
 
     def put(path: tuple[Any, ...], node: Any) -> Any:
         place = jax.tree_util.keystr(path, simple=True, separator="/")
@@ -243,7 +251,7 @@ def _with_rates(inner: optax.OptState, late: dict[str, Any]) -> optax.OptState:
         own = late.get(f"{place}/hyperparams/learning_rate".lstrip("/")) if is_holder(node) else None
         return node if own is None else node._replace(hyperparams={**node.hyperparams, "learning_rate": own})
 
-    return jax.tree_util.tree_map_with_path(put, inner, is_leaf=is_holder)
+    return jax.tree_util.tree_map_with_path(put, counted, is_leaf=is_holder)
 
 
 def _of_groups(groups: dict[Any, Any], inside: Callable[[Any], _Factors]) -> _Factors:

@@ -53,6 +53,18 @@ NESTS = {
         LABELS,
         clock="label",
     ),
+    "label clock, multipliers inside": lambda: olr.unfreeze_at(
+        optax.chain(rate(), olr.scale_by_label(MULTIPLIERS, LABELS)), {"norm": 2}, LABELS, clock="label"
+    ),
+    "label clock, zero_until inside": lambda: olr.unfreeze_at(
+        optax.chain(olr.zero_until({"body": 1}, LABELS), rate()), {"body": 2}, LABELS, clock="label"
+    ),
+    "one unfreeze_at in another": lambda: olr.unfreeze_at(
+        olr.fine_tune(rate(), MULTIPLIERS, LABELS, starts={"body": 1, "norm": 2}),
+        {"body": 3, "head": 1},
+        LABELS,
+        clock="label",
+    ),
     "fine_tune": lambda: olr.fine_tune(rate(), MULTIPLIERS, LABELS, starts={"body": 3}),
     "fine_tune, label clock": lambda: olr.fine_tune(
         olr.visible(optax.sgd)(falling), MULTIPLIERS, LABELS, starts={"body": 3}, clock="label"

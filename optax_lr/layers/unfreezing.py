@@ -132,18 +132,26 @@ def _step_per_label(
     awake = awake_labels(state.clock)
     labels = jax.tree.leaves(tree)
     label_at = dict(leaves_by_keys(tree))
-    before = leaves_by_keys(state.inner)
-    paths = {"/".join(keys): index for index, (keys, _) in enumerate(before)}
+    before = _located(state.inner, label_at)
+    paths = {"/".join(keys): index for index, (keys, *_) in enumerate(before)}
     own = {paths[path]: path for path in next(iter(state.late.values()))}
-    of_leaf = [label_at.get(_parameter_of(keys, leaf, label_at) or ()) for keys, leaf in before]
+    # A number that is kept by label, such as a norm, is made by the counters of that label.
+    of_leaf = [
+        label_at[parameter]
+        if parameter is not None
+        else keys[-1]
+        if by_label and keys[-1] in state.late
+        else None
+        for keys, _, parameter, by_label in before
+    ]
     if own:
         moved, after, counters = _evaluated(step, state, labels, of_leaf, own)
     else:
         moved, new = step(state.inner)
         after, counters = jax.tree.leaves(new), {name: {} for name in state.late}
     held = [
-        new if label is None else keep(label, awake, new, old)
-        for label, new, (_, old) in zip(of_leaf, after, before, strict=True)
+        new if parameter is None else keep(label, awake, new, old)
+        for label, new, (_, old, parameter, _) in zip(of_leaf, after, before, strict=True)
     ]
     late = {
         name: {path: jax.lax.select(awake[name], counters[name][path], old) for path, old in each.items()}
@@ -213,26 +221,47 @@ def _own_counters(state: optax.OptState, params: optax.Params, *, with_schedules
     A schedule's counter stands alone, or beside other numbers; a counter of moments stands beside a tree like
     the parameters, as in `ScaleByAdamState`.
     """
-    leaves = leaves_by_keys(
-        state, is_leaf=lambda node: type(node) is type(params) and not jax.tree.leaves(params)
+    leaves = _located(
+        state,
+        {keys for keys, _ in leaves_by_keys(params)},
+        is_leaf=lambda node: type(node) is type(params) and not jax.tree.leaves((node, params)),
     )
-    parameters = {keys for keys, _ in leaves_by_keys(params)}
-    found = [_parameter_of(keys, leaf, parameters) for keys, leaf in leaves]
     holders = {
-        keys[: len(keys) - len(parameter) - 1]
-        for (keys, _), parameter in zip(leaves, found, strict=True)
-        if parameter is not None
-    } | {keys[:-1] for keys, leaf in leaves if not jax.tree.leaves(leaf)}
-    scheduled = {keys[:-1] for keys, _ in leaves if keys[-1:] == ("count",)} if with_schedules else set()
+        keys[: len(keys) - len(parameter) - 1] for keys, _, parameter, _ in leaves if parameter is not None
+    } | {keys[:-1] for keys, leaf, *_ in leaves if not jax.tree.leaves(leaf)}
+    scheduled = {keys[:-1] for keys, *_ in leaves if keys[-1:] == ("count",)} if with_schedules else set()
     # A rate that a schedule injects stands apart from its count.
     injected = {(*keys[:-2], "hyperparams", _RECORD) for keys in scheduled if keys[-2:] == _INJECTED}
     own = {}
-    for (keys, leaf), parameter in zip(leaves, found, strict=True):
+    for keys, leaf, parameter, _ in leaves:
         beside = keys[:-1] in holders and keys[-1] not in _OF_STEPS
         of_schedule = (keys[:-1] in scheduled and keys[-1] in ("count", _RECORD)) or keys in injected
         if parameter is None and jax.tree.leaves(leaf) and (beside or of_schedule):
             own["/".join(keys)] = leaf
     return own
+
+
+def _located(
+    state: optax.OptState,
+    parameters: Container[tuple[str, ...]],
+    is_leaf: Callable[[Any], bool] = lambda node: False,
+) -> list[tuple[tuple[str, ...], Any, tuple[str, ...] | None, bool]]:
+    """Every leaf of a state: its keys, itself, the keys of the parameter that it belongs to, if to any, and whether
+    it is a number that is kept by label. Labels may have the names of parameters."""
+    nodes = jax.tree.leaves(state, is_leaf=lambda node: is_leaf(node) or _is_by_label(node))
+    by_label = [
+        _is_by_label(node)
+        for node in nodes
+        for _ in (jax.tree.leaves(node, is_leaf=is_leaf) if _is_by_label(node) else [node])
+    ]
+    return [
+        (keys, leaf, None if apart else _parameter_of(keys, leaf, parameters), apart)
+        for (keys, leaf), apart in zip(leaves_by_keys(state, is_leaf), by_label, strict=True)
+    ]
+
+
+def _is_by_label(node: Any) -> bool:
+    return type(node).__name__ in ("ScaleByLabelState", "EffectiveRates")
 
 
 def _parameter_of(

@@ -204,6 +204,45 @@ def test_a_parameter_may_have_the_name_of_a_counter():
         np.testing.assert_allclose(updates["count"], -SCHEDULE(step) if step >= 3 else 0.0, rtol=1e-4)
 
 
+@pytest.mark.parametrize("clock", ["run", "label"])
+@pytest.mark.parametrize("names", [("body", "head"), ("slow", "fast")], ids=["of parameters", "others"])
+def test_multipliers_and_records_inside_keep_the_clock_whatever_labels_are_called(names, clock):
+    """A label may have the name of a parameter: what is kept by label is no moment of that parameter."""
+    labels = dict(zip(PARAMS, names, strict=True))
+    inner = optax.chain(
+        optax.sgd(1.0),
+        olr.scale_by_label(dict.fromkeys(names, multiplier), labels),
+        olr.track_effective_rates(optax.identity(), labels),
+        olr.scale_by_learning_rate(0.5, flip_sign=False),
+    )
+    tx = olr.unfreeze_at(inner, {names[0]: 2}, labels, clock=clock)
+    state, grads = tx.init(PARAMS), jax.tree.map(jnp.ones_like, PARAMS)
+    for step in range(5):
+        updates, state = tx.update(grads, state, PARAMS)
+        own = multiplier(step if clock == "run" else step - 2) if step >= 2 else 0.0
+        np.testing.assert_allclose(updates["head"], -0.5 * multiplier(step), rtol=1e-6)
+        np.testing.assert_allclose(updates["body"], -0.5 * own, rtol=1e-6)
+        told = olr.learning_rates_in_force(state)
+        np.testing.assert_allclose(
+            [told[name] for name in names], [0.5 * own, 0.5 * multiplier(step)], rtol=1e-6
+        )
+        norms = olr.effective_rates(state).gradient_norm
+        np.testing.assert_allclose(
+            [norms[name] for name in names], np.sqrt(2) * np.array([own, multiplier(step)]), rtol=1e-6
+        )
+
+
+def test_a_group_without_parameters_has_no_counters_of_labels():
+    inner = optax.inject_hyperparams(optax.sgd)(learning_rate=0.5)
+    labels = {"body": "body", "head": "head"}
+    late = olr.unfreeze_at(inner, {"body": 2}, olr.label_by_path({".*": "body"}), clock="label")
+    tx = optax.partition({"body": optax.sgd(0.5), "head": optax.sgd(0.5), "none": late}, labels)
+    updates, _ = tx.update(PARAMS, tx.init(PARAMS), PARAMS)
+    assert jax.tree.structure(updates) == jax.tree.structure(PARAMS)
+    empty = late.init({})
+    assert late.update({}, empty, {})[1].clock.count == 1
+
+
 def test_the_state_tells_the_rate_of_each_label_on_its_own_clock():
     inner = optax.chain(optax.scale_by_adam(), olr.scale_by_learning_rate(SCHEDULE))
     tx = olr.unfreeze_at(inner, {"body": 2}, LABELS, clock="label")
