@@ -3,8 +3,12 @@
 import dataclasses
 import math
 
+import numpy as np
+
 from .. import checks
-from .rules import SLOPES, UNSURE, for_horizon
+from .comparison import lowest_lane
+from .judging import Judged, judged
+from .rules import SLOPES, UNSURE, lost_above, lowest_loss
 from .suggestion import Suggestion
 
 # The power of the batch size by which the rate rises up to the critical size, and the range in which it may lie.
@@ -16,6 +20,8 @@ _BATCH_SOURCES = {
     "sgd": "linear, Goyal et al. 2017, arXiv:1706.02677",
     "adam": "square root, Malladi et al. 2022, arXiv:2205.10287",
 }
+# Where longer ones tell a drift, runs that fell by less than this share of what the longest did have barely begun.
+BEGUN = 0.5
 # The power of the width by which the best rate may move under the multipliers.
 WIDTH_UNSURE = 0.2
 
@@ -36,8 +42,10 @@ def lr_transfer(
 
     rate = found * (horizon / base)^slope * (batch / base)^power * 1
 
-    The slope is the drift of the best rate with the length of runs, as `suggest.for_horizon` reads it off the
-    shorter runs of `found`; -0.5 if there are none. The power is 0.5; for SGD it is 1, on smaller batches and up
+    The slope is that of a line through the logs of the best rates (`suggest.lowest_loss`) of `found` and of its
+    shorter runs, within -1 and 0; -0.5 if no shorter runs tell. Lengths do not count whose best rate stands beside one
+    that diverged; where that of the longest does, the slope is 0. Of more than two, those do not count either that
+    fell less than half as far as the longest. The power is 0.5; for SGD it is 1, on smaller batches and up
     to the `critical_batch_size`. Above that the rate stays: noise limits the rate of small batches, stability that
     of large ones. If SGD is not told where this changes, larger batches take 0.5, the middle. The width changes
     nothing under `width_multipliers`.
@@ -138,18 +146,40 @@ def _with_line(factor: float, low: float, high: float, what: str, source: str) -
 def _of_horizon(found: Suggestion, horizon: int, base_horizon: int | None) -> _Factor:
     base = _steps_of(found) if base_horizon is None else checks.size("base_horizon", base_horizon)
     steps = checks.size("horizon", horizon)
-    if found.shorter:
-        curves, longest = [*found.shorter, found.curve], found.curve.losses.shape[-1]
-        rates = [for_horizon(curves, length).learning_rate for length in (longest, 2 * longest)]
-        slope, unsure = math.log2(rates[1] / rates[0]), UNSURE
+    drift = _drift(found)
+    if drift:
+        (slope, of), unsure = drift, UNSURE
         if steps > base:
             slope = min(slope, -UNSURE)
-        source = f"steps^{slope:.2f}, the drift between runs of {_lengths(found)} steps, suggest.for_horizon"
+        source = f"steps^{slope:.2f}, {of}"
     else:
         slope, unsure = sum(SLOPES) / 2, (SLOPES[1] - SLOPES[0]) / 2
-        source = f"steps^{slope:.2f}, since there are no shorter runs to read a drift off"
+        source = f"steps^{slope:.2f}, since no shorter runs tell a drift"
     lowest, highest = max(slope - unsure, SLOPES[0]), min(slope + unsure, SLOPES[1])
     return _factor(steps / base, slope, lowest, highest, f"Steps {base} to {steps}", source)
+
+
+def _drift(found: Suggestion) -> tuple[float, str] | None:
+    """By which power of the length the best rate moves, and of what that was read; None where no runs tell."""
+    curves = [*found.shorter, found.curve]
+    ends = [judged(curve)[-1] for curve in curves]
+    if found.shorter and _at_edge(ends[-1]):
+        return 0.0, "since the best rate stands beside one that diverged"
+    telling = [pair for pair in zip(curves, ends, strict=True) if pair[1].learned and not _at_edge(pair[1])]
+    if len(telling) < 2:
+        return None
+    begun = [pair for pair in telling[:-2] if pair[1].fall >= BEGUN * ends[-1].fall]
+    told = [curve for curve, _ in (*begun, *telling[-2:])]
+    lengths = [curve.losses.shape[-1] for curve in told]
+    rates = [lowest_loss(curve).learning_rate for curve in told]
+    slope = np.clip(np.polyfit(np.log(lengths), np.log(rates), 1)[0], *SLOPES)
+    *shorter, longest = map(str, lengths)
+    return float(slope), f"off the best rates of runs of {', '.join(shorter)} and {longest} steps"
+
+
+def _at_edge(end: Judged) -> bool:
+    """Whether the best rate stands beside one that diverged, or all diverged."""
+    return not end.survives or lost_above(end.heights, lowest_lane(end.heights))
 
 
 def _steps_of(found: Suggestion) -> int:
@@ -160,10 +190,6 @@ def _steps_of(found: Suggestion) -> int:
             "horizon needs base_horizon beside it, since a range test does not tell for how many steps its rate is."
         )
     return steps
-
-
-def _lengths(found: Suggestion) -> str:
-    return " and ".join(str(curve.losses.shape[-1]) for curve in (*found.shorter, found.curve)[-2:])
 
 
 def _of_batch(found: Suggestion, base: float, size: float, critical: float | None, like: str) -> _Factor:

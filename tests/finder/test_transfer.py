@@ -34,7 +34,10 @@ def test_the_drift_between_shorter_runs_is_carried_on(slope):
     assert found.learning_rate == pytest.approx(0.04 * 16**taken, rel=0.05)
     bounds = [0.03 * 16 ** max(taken - 0.25, -1), 0.06 * 16 ** min(taken + 0.25, 0)]
     assert [found.low, found.high] == pytest.approx(bounds, rel=0.05)
-    assert f"steps^{taken:.2f}, the drift between runs of 50 and 100 steps" in found.reason.splitlines()[1]
+    assert (
+        f"steps^{taken:.2f}, off the best rates of runs of 25, 50 and 100 steps"
+        in found.reason.splitlines()[1]
+    )
 
 
 def test_the_steps_of_the_found_run_are_those_of_its_full_runs_or_as_told():
@@ -66,6 +69,43 @@ def test_the_batch_size_counts_linearly_or_by_its_root(kind, base, size, critica
     assert [found.learning_rate, found.low, found.high] == pytest.approx(wanted)
     assert ("arXiv:1706.02677" if kind == "sgd" else "arXiv:2205.10287") in found.reason
     assert ("arXiv:1812.06162" in found.reason) == (critical is not None)
+
+
+def test_the_drift_is_that_of_all_lengths_by_least_squares():
+    bests = {25: 0.08, 50: 0.08, 100: 0.04}
+    curves = [curve_of(best, steps) for steps, best in bests.items()]
+    one = dataclasses.replace(ONE, curve=curves[-1], shorter=tuple(curves[:-1]))
+    slope = np.polyfit(np.log(list(bests)), np.log(list(bests.values())), 1)[0]
+    assert slope == pytest.approx(-0.5)
+    assert olr.lr_transfer(one, horizon=1600).learning_rate == pytest.approx(0.04 / 4, rel=0.05)
+
+
+def test_a_length_whose_best_rate_stands_beside_a_lost_one_has_no_part_in_the_drift():
+    def beside(curve, best):
+        return dataclasses.replace(
+            curve, diverged_at=np.where(best * 1.5 > RATES, -1, 7).astype(np.int32)[None]
+        )
+
+    steep = drifting(-0.9)
+    first = (beside(curve_of(0.01, 25), 0.01), *steep.shorter[1:])
+    found = olr.lr_transfer(dataclasses.replace(steep, shorter=first), horizon=1600)
+    assert found.learning_rate == pytest.approx(0.04 * 16**-0.9, rel=0.05)
+    last = dataclasses.replace(steep, curve=beside(steep.curve, 0.04))
+    assert olr.lr_transfer(last, horizon=1600).learning_rate == pytest.approx(0.04 * 16**-0.25)
+    none = dataclasses.replace(steep, shorter=first[:1])
+    assert "since no shorter runs tell" in olr.lr_transfer(none, horizon=1600).reason
+
+
+def test_runs_that_have_barely_begun_tell_no_drift_where_two_longer_lengths_do():
+    steep = drifting(-0.9)
+    begun = [dataclasses.replace(each, reference=np.float32([1.4])) for each in steep.shorter]
+    barely = dataclasses.replace(begun[0], losses=begun[0].losses + np.float32(0.25))
+    longest = dataclasses.replace(steep.curve, reference=np.float32([1.4]))
+    one = dataclasses.replace(steep, curve=longest, shorter=(barely, begun[1]))
+    found = olr.lr_transfer(one, horizon=1600)
+    assert "steps^-0.90, off the best rates of runs of 50 and 100 steps" in found.reason
+    alone = olr.lr_transfer(dataclasses.replace(one, shorter=(barely,)), horizon=1600)
+    assert "runs of 25 and 100 steps" in alone.reason
 
 
 def test_a_rate_that_was_found_for_a_horizon_is_carried_on_from_there(tmp_path):
