@@ -191,7 +191,12 @@ def missing(runs: Runs, guess: int, seeds: int, stage: int) -> list[tuple[int, i
     """
 
     def lacking(places: Any, count: int) -> list[tuple[int, int]]:
-        return [(place, seed) for place in places for seed in range(count) if str(seed) not in runs.get(str(place), {})]
+        return [
+            (place, seed)
+            for place in places
+            for seed in range(count)
+            if str(seed) not in runs.get(str(place), {})
+        ]
 
     if first := lacking((guess - 2, guess, guess + 2), 1):
         return first
@@ -227,7 +232,9 @@ def whole(runs: Runs, seeds: int) -> dict[int, np.ndarray]:
     return dict(sorted(means.items()))
 
 
-def trained(data: Data, method: Method, places: list[int], seed: int) -> Iterator[tuple[int, dict[str, float]]]:
+def trained(
+    data: Data, method: Method, places: list[int], seed: int
+) -> Iterator[tuple[int, dict[str, float]]]:
     """The runs of a seed at some rates."""
     batches, held = data.of_seed(seed, method.on_features)
     begun, spent = time.perf_counter(), time.process_time()
@@ -279,7 +286,9 @@ def regression(data: Data, seed: int) -> dict[str, float]:
     return {"test_loss": round(loss, 5), "test_accuracy": round(right, 5)}
 
 
-def search(stored: dict[str, Any], size: Size, only: list[str], save: Callable[[], None], minutes: float) -> None:
+def search(
+    stored: dict[str, Any], size: Size, only: list[str], save: Callable[[], None], minutes: float
+) -> None:
     """Run what is missing, the cheap and telling first, until all is there or the time is over."""
     data, runs = Data(size), stored["runs"]
     at_once = jax.default_backend() != "cpu"
@@ -313,7 +322,9 @@ class Row(NamedTuple):
     accuracy: tuple[float, float]
     loss: tuple[float, float]
     over_one_rate: tuple[float, float]  # points of accuracy, paired
-    good_loss: tuple[float, bool]  # the factor between the lowest and the highest good rate; whether its ends were seen
+    good_loss: tuple[
+        float, bool
+    ]  # the factor between the lowest and the highest good rate; whether its ends were seen
     good_accuracy: tuple[float, bool]
     runs: int
 
@@ -350,7 +361,11 @@ def rows_of(stored: dict[str, Any]) -> dict[str, Row]:
         curve = whole(stored["runs"][name], seeds)
         best = min(curve, key=lambda place: curve[place][0])
         runs = [stored["runs"][name][str(best)][str(seed)] for seed in range(seeds)]
-        return curve, best, {key: np.array([run[key] for run in runs]) for key in ("test_accuracy", "test_loss")}
+        return (
+            curve,
+            best,
+            {key: np.array([run[key] for run in runs]) for key in ("test_accuracy", "test_loss")},
+        )
 
     known = [name for name, runs in stored["runs"].items() if whole(runs, seeds)]
     base = at_best("one rate for all")[2]["test_accuracy"] if "one rate for all" in known else None
@@ -381,8 +396,14 @@ def table(stored: dict[str, Any]) -> str:
         f"| {REGRESSION}, frozen embeddings | | {right[0]:.1%} ± {right[1]:.1%} | | {loss[0]:.3f} ± {loss[1]:.3f} | | |"
     )
     for name, row in rows_of(stored).items():
-        near = [f"{'' if seen else 'over '}{factor:.1f}x" for factor, seen in (row.good_loss, row.good_accuracy)]
-        more = "" if name == "one rate for all" else f"{100 * row.over_one_rate[0]:+.1f} ± {100 * row.over_one_rate[1]:.1f}"
+        near = [
+            f"{'' if seen else 'over '}{factor:.1f}x" for factor, seen in (row.good_loss, row.good_accuracy)
+        ]
+        more = (
+            ""
+            if name == "one rate for all"
+            else f"{100 * row.over_one_rate[0]:+.1f} ± {100 * row.over_one_rate[1]:.1f}"
+        )
         lines.append(
             f"| {name} | {row.rate:.2g} | {row.accuracy[0]:.1%} ± {row.accuracy[1]:.1%} | {more} | "
             f"{row.loss[0]:.3f} ± {row.loss[1]:.3f} | {near[0]} | {near[1]} |"
@@ -395,7 +416,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
     parser.add_argument("--only", type=lambda names: names.split("; "), default=[], help="methods, by '; '")
     parser.add_argument("--file", type=pathlib.Path, default=STORED)
-    parser.add_argument("--minutes", type=float, default=60.0, help="of processor time; then it ends, to be resumed")
+    parser.add_argument(
+        "--minutes", type=float, default=60.0, help="of processor time; then it ends, to be resumed"
+    )
     parser.add_argument("--table", action="store_true", help="print what is stored, and run nothing")
     given = parser.parse_args()
     device = jax.devices()[0]

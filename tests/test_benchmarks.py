@@ -102,3 +102,30 @@ def test_wild_scores_a_search_by_its_closed_form(tmp_path: pathlib.Path) -> None
     assert found["excess"] == pytest.approx(right, rel=1e-2, abs=1e-3)
     # Stored results are not searched again.
     assert run("benchmarks/wild.py", *few) == printed
+
+
+def test_transfer_scores_the_stored_runs_within_what_is_asked() -> None:
+    printed = run("benchmarks/transfer.py", "--table")
+    header, *rows = re.findall(r"^\| (.*) \|$", printed, re.M)
+    names = header.split(" | ")
+    table = {row.split(" | ")[0]: [float(cell.strip("%")) for cell in row.split(" | ")[1:]] for row in rows}
+    assert len(table) == 8 + len(("median", "worst"))
+    median, worst = (dict(zip(names[1:], table[row], strict=True)) for row in ("median", "worst"))
+    assert median["width x16, multipliers"] <= 2 and worst["width x16, multipliers"] <= 10
+    assert median["steps x10"] <= 3 and worst["steps x10"] <= 15
+    assert median["batch x4"] <= 3 and worst["batch x4"] <= 15
+    assert worst["width x16, as usual"] > 10
+
+
+def test_the_page_of_transfer_has_the_table_of_the_stored_runs() -> None:
+    page = (ROOT / "docs" / "transfer.md").read_text()
+    assert run("benchmarks/transfer.py", "--table").strip() in page
+
+
+def test_transfer_stores_its_runs_and_trains_none_again(tmp_path: pathlib.Path) -> None:
+    small = "--families MLP --optimizers Adam --steps 16 --seeds 1 --factors 4 --runs".split()
+    stored = str(tmp_path / "runs.json")
+    first = run("benchmarks/transfer.py", *small, stored)
+    assert "MLP, Adam, width 128, 16 steps of 32, multipliers: " in first
+    again = run("benchmarks/transfer.py", *small, stored, "--table")
+    assert first.endswith(again) and again.startswith("| problem | width x4, as usual |")
