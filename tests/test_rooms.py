@@ -38,8 +38,8 @@ ROOMS = {
     ),
     "finder": (
         "files curve suggestion comparison judging rules stable classic regimes suggest verdict histories diagnose "
-        "grids problem optimizer tables views ceilings training inputs policies finalists combinations search find "
-        "sweep ramp_checks range_test refind compared compare curvature transfer"
+        "grids problem optimizer tables views model ceilings training inputs policies finalists combinations search "
+        "find sweep ramp_checks range_test refind compared compare curvature transfer"
     ),
     "plots": "style heat_map histories rates schedules comparisons effective widths",
     "nnx": "modules finders optimizers",
