@@ -78,6 +78,9 @@ SEARCHES: dict[str, Callable[..., Any]] = {
     "lr_find": _plain(olr.lr_find, **FIND),
     "lr_find quick": _plain(olr.lr_find, horizon=8, **FIND),
     "lr_find scheduled": _plain(olr.lr_find, horizon=8, schedule=warm_up, finalists=1, **FIND),
+    "lr_find by budget": _plain(
+        olr.lr_find, horizon=8, budget=2, min_learning_rate=0.01, max_learning_rate=0.1
+    ),
     "lr_sweep": _plain(olr.lr_sweep, seeds=2, **RATES),
     "lr_sweep with state": _plain(olr.lr_sweep, loss=with_state, model_state=np.float32(0), **RATES),
     "lr_range_test": _plain(olr.lr_range_test, num_steps=6, eval_batch=None),

@@ -21,11 +21,12 @@ from ..engine.session import Opening
 from ..schedules.named import length_of
 from ..types import Array, PeakToSchedule, PyTree, ScalarLike
 from . import ceilings, tables
+from .budget import Budgeted, Spending, spending
 from .combinations import Combinations
 from .finalists import Scheduled
 from .grids import combinations_of
 from .inputs import pose
-from .policies import Bounds, Constant, Policy, Quick, quick_lengths
+from .policies import Bounds, Constant, Policy, Quick, Tables, quick_lengths
 from .problem import Problem
 from .search import (
     Options,
@@ -38,6 +39,7 @@ from .search import (
     without_training,
 )
 from .suggestion import Suggestion
+from .views import final_loss
 
 QUICK_STEPS = 100
 COARSE_STEPS = 50
@@ -53,10 +55,13 @@ def lr_find(
     horizon: int | Epochs | None = None,
     schedule: PeakToSchedule | None = None,
     lanes: Mapping[str, Sequence[float] | np.ndarray] | None = None,
-    finalists: int = 3,
+    budget: ScalarLike | None = None,
+    tolerance: ScalarLike | None = None,
+    max_rounds: int | None = None,
+    finalists: int | None = None,
     max_full_horizon: int = 5000,
     num_steps: int | Epochs | None = None,
-    seeds: int = 3,
+    seeds: int | None = None,
     key: Array | None = None,
     min_learning_rate: float = 1e-6,
     max_learning_rate: float = 10.0,
@@ -80,6 +85,11 @@ def lr_find(
        added while the best is at an edge, and then two half way to the lanes beside the best; where noise leaves
        rates that may be better, all have as many seeds again. Of a run longer than `max_full_horizon` they go
        through the schedule in a tenth, a fifth and half of its steps, and the drift is carried on.
+    4. *By budget*, with `horizon` or `schedule`, and `budget`: what the search may cost, in runs of the horizon. It
+       decides by itself between lengths, rates and seeds: short runs at all rates, then few longer ones, in each
+       round those that lower the expected loss of the answer most. `model` says what it believes: a Gaussian
+       process over the log of rate and length, and a chance of divergence. Its priors: the best rate falls by 0.4
+       +- 0.4 octaves where runs are twice as long; a bowl is 1.5 or 3 octaves wide.
     Where the best rate lies at the edge of the bounds, the search goes on up to a factor of 100 beyond them, and
     says so. A second search with the same functions (the same objects) and shapes compiles nothing.
 
@@ -113,12 +123,18 @@ def lr_find(
       lanes: combinations of other hyperparameters by name, each [combinations], as `grid` makes them; the optimizer
         is called with these names and `learning_rate` as keywords, whatever they are: `weight_decay`, or the
         multiplier of a new head in a function of your own.
-      finalists: how many rates a scheduled search tries first for the whole run, at least 1.
+      budget: how many runs of `horizon` steps the search may cost, such as 0.3, 1, 3 or 10; it decides `finalists`,
+        `num_steps` and `seeds`, which must then be left out. It is kept to the step.
+      tolerance: with a budget, the expected excess of the answer at which the search ends: its loss above that of
+        the best rate, as a share of what that falls from the loss without training. 0.01 is one percent.
+      max_rounds: with a budget, how many rounds there are at most. Lanes of a round ride side by side, so what a
+        search takes on a device is the longest chain of steps: rounds times their lengths.
+      finalists: how many rates a scheduled search tries first for the whole run, at least 1; 3 by default.
       max_full_horizon: the longest run that finalists go through step by step.
       num_steps: how many steps lanes at constant rates take, and what the runs of a quick search are reckoned in,
         which with three seeds takes about 100 times as many in all: 100, or 50 before finalists. There must be as
         many batches; left out, and in longer runs, batches that run out are gone through again.
-      seeds: how many runs each rate has; finalists that cannot be told apart have as many again.
+      seeds: how many runs each rate has, 3 by default; finalists that cannot be told apart have as many again.
       key: where random starts and orders come from; `jax.random.key(0)` by default.
       min_learning_rate, max_learning_rate: the rates to search between.
       stop_factor: how far a lane's loss may rise before the lane is stopped; see `sweep`.
@@ -133,6 +149,7 @@ def lr_find(
 
     Returns:
       A `Suggestion`: `.learning_rate`, `.low`, `.high`, `.reason`, `.curve`, `.plot()`; printed, a table. With
+      `budget` also `.trace`, answer, expected excess, price and chain after each round, and `.plot_trace()`. With
       `lanes` also `.hyperparameters`, the best combination, and `.plot()` is a heat map.
 
     Raises:
@@ -179,31 +196,24 @@ def lr_find(
     usual = min(QUICK_STEPS if schedule is None else COARSE_STEPS, length or QUICK_STEPS)
     steps = steps_of("num_steps", usual if num_steps is None else num_steps, batches)
     longest = checks.size("max_full_horizon", max_full_horizon)
-    runs, rates = checks.size("seeds", seeds), checks.size("finalists", finalists)
+    runs = checks.size("seeds", 3 if seeds is None else seeds)
+    rates = checks.size("finalists", 3 if finalists is None else finalists)
     axes = combinations_of(lanes)
-
-    make = functools.partial(_policy, Bounds(low, high), axes, steps, length, schedule, runs, rates, longest)
+    left_out = {"num_steps": num_steps, "seeds": seeds, "finalists": finalists}
+    spend = spending(budget, tolerance, max_rounds, length, len(next(iter(axes.values()), [0])), left_out)
+    within = Bounds(low, high)
+    make = functools.partial(_policy, within, axes, spend, steps, length, schedule, runs, rates, longest)
     plan = make(0)
-    lane = example_lane(
-        {"learning_rate": low, **{name: values[0] for name, values in axes.items()}}, plan.longest
-    )
+    others = {name: values[0] for name, values in axes.items()}
+    lane = example_lane({"learning_rate": low, **others}, plan.longest)
+    starts = 2 * runs if spend is None else spend.most_seeds
     posed = pose(
-        problem,
-        params,
-        optimizer,
-        batches,
-        model_state=model_state,
-        opt_state=opt_state,
-        eval_batch=eval_batch,
-        lane=lane,
-        by_name=bool(axes),
-        read=plan.longest,
-        seeds=2 * runs,
-        key=key,
-    )
+        problem, params, optimizer, batches, model_state=model_state, opt_state=opt_state, eval_batch=eval_batch,
+        lane=lane, by_name=bool(axes), read=plan.longest, seeds=starts, key=key,
+    )  # fmt: skip
     plan = make(posed.first)
     reference = without_training(posed, plan.longest, plan.evals)
-    opening = _opening(plan, lane, low, high, runs, factor, reference, judgment)
+    opening = _opening(plan, lane, low, high, runs if spend is None else 1, factor, reference, judgment)
     return noting_bounds(search(posed, plan, engine, opening), low, high)
 
 
@@ -240,6 +250,7 @@ def _warn_without_validation(horizon: int | None, eval_batch: PyTree) -> None:
 def _policy(
     within: Bounds,
     axes: Mapping[str, np.ndarray],
+    spend: Spending | None,
     steps: int,
     length: int | None,
     schedule: PeakToSchedule | None,
@@ -250,12 +261,14 @@ def _policy(
 ) -> Policy:
     """The policy of a search whose runs begin at step `first` of their schedule."""
     alone: Policy
-    if length is None:
-        alone = Constant(within, steps, seeds, tables.constant, tuple(quick_lengths(steps, steps)))
+    lengths = tuple(quick_lengths(steps, length or steps))
+    if spend is not None:
+        alone = Budgeted(within, spend, functools.partial(_of_length, schedule, spend.horizon, first))
+    elif length is None:
+        alone = Constant(within, steps, seeds, tables.constant, lengths)
     elif schedule is None:
-        alone = Quick(within, tuple(quick_lengths(steps, length)), length, seeds, tables.one_cycle)
+        alone = Quick(within, lengths, length, seeds, tables.one_cycle)
     else:
-        lengths = tuple(quick_lengths(steps, length))
         alone = _scheduled(within, lengths, length, seeds, schedule, finalists, longest, first)
     return Combinations(alone, axes) if axes else alone
 
@@ -271,19 +284,27 @@ def _scheduled(
     first: int,
 ) -> Scheduled:
     """The policy of a search under a schedule, which begins at step `first` of it."""
-
-    def shorter(rates: tables.Rates, steps: int) -> tables.Table:
-        # A schedule of the user's begins where its state has counted to: compressed, it would begin at step 0.
-        return tables.one_cycle(rates, steps) if first else tables.compressed(schedule, rates, steps, horizon)
-
-    def whole(rates: tables.Rates, steps: int) -> tables.Table:
-        return tables.of_schedule(schedule, rates, steps, first)
-
+    shorter = _shorter(schedule, horizon, first)
     quick = Quick(within, lengths, horizon, seeds, shorter, refines=False)
     if horizon <= longest:
+        whole = functools.partial(tables.of_schedule, schedule, first=first)
         return Scheduled(quick, (horizon,), finalists, {horizon: whole})
     finals = tuple(sorted({-(-horizon // 10), -(-horizon // 5), -(-horizon // 2)}))
     return Scheduled(quick, finals, finalists, dict.fromkeys(finals, shorter))
+
+
+def _shorter(schedule: PeakToSchedule, horizon: int, first: int) -> Tables:
+    """The tables of runs that go through a schedule in fewer steps."""
+    # A schedule of the user's begins where its state has counted to: compressed, it would begin at step 0.
+    return tables.one_cycle if first else functools.partial(tables.compressed, schedule, horizon=horizon)
+
+
+def _of_length(schedule: PeakToSchedule | None, horizon: int, first: int, steps: int) -> Tables:
+    """The tables of runs of a length, that of the horizon under the schedule as it is."""
+    if schedule is None:
+        return tables.one_cycle
+    whole = functools.partial(tables.of_schedule, schedule, first=first)
+    return whole if steps == horizon else _shorter(schedule, horizon, first)
 
 
 def _opening(
@@ -300,13 +321,11 @@ def _opening(
     asked = policy.ask(Runs())
     assert asked is not None
     kept, alone = None, policy.alone if isinstance(policy, Combinations) else policy
-    if isinstance(alone, Scheduled):
-        finals = alone
+    if isinstance(alone, Scheduled | Budgeted):
+        is_full = alone.is_finalist
 
         def kept(runs: Runs, row: int) -> float:
-            return (
-                final_loss(runs, row) if finals.is_finalist(int(runs.columns["stage"][row])) else float("inf")
-            )
+            return final_loss(runs, row) if is_full(int(runs.columns["stage"][row])) else float("inf")
 
     return Opening(
         lane=lane,
@@ -322,6 +341,7 @@ def _opening(
             "learning_rates": [low, high],
             "seeds": seeds,
             "longest": policy.longest,
+            "budget": list(alone.spend) if isinstance(alone, Budgeted) else None,
             "stop factor": stop_factor,
             "first rates or schedules": digest(
                 [asked.plan.lanes, asked.plan.tables, list(asked.plan.eval_steps)]
@@ -329,14 +349,3 @@ def _opening(
         },
         description="lr_find",
     )
-
-
-def final_loss(runs: Runs, row: int) -> float:
-    """What a run is judged by at its end: its last validation, else its mean over the last quarter; low is good."""
-    steps, (metric, mode) = int(runs.columns["steps"][row]), runs.judgment
-    sign = -1.0 if mode == "max" else 1.0
-    if runs.columns["stopped_at"][row] >= 0:
-        return float("inf")
-    if metric in runs.evals:
-        return sign * float(runs.evals[metric][row, len(runs.eval_steps[row]) - 1])
-    return sign * float(runs.metrics[metric][row, steps - -(-steps // 4) : steps].mean())

@@ -9,7 +9,7 @@ Gaussian process plus a free offset for each length:
 so the curve of one length is that of another, moved by the drift of the best rate. Half of the noise is the seed's,
 shared by all rates that ran on it. `slope`, `width`, `height` and `noise` are a mixture, weighed by evidence.
 
-Lost runs have no value. The chance of one is logistic((octave - edge - fall * halvings) / softness), a mixture, too.
+Lost runs have no value; their chance is logistic((octave - edge - fall * halvings) / softness), a mixture, too.
 
 Source: Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning", eq. 2.25, 2.26, 2.30 and 4.17.
 """
@@ -117,7 +117,9 @@ class Edge:
         self._edge, self._fall, self._softness = map(np.ravel, every)
         chance = np.clip(self._chances(seen), 1e-6, 1 - 1e-6)
         logs = np.where(lost, np.log(chance), np.log1p(-chance)).sum(1)
-        self.weights = np.exp(logs - logs.max())
+        left = logs >= logs.max() + np.log(LEAST_WEIGHT) - np.log(len(edges))
+        self._edge, self._fall, self._softness = self._edge[left], self._fall[left], self._softness[left]
+        self.weights = np.exp(logs[left] - logs.max())
         self.weights /= self.weights.sum()
 
     def chance(self, runs: Points) -> Float[np.ndarray, " points"]:

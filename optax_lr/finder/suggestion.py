@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,6 +13,25 @@ from .files import below, read_arrays, write_arrays
 
 _SCALARS = ("learning_rate", "low", "high", "reason", "at_edge", "lane_steps")
 _NAMED = ("rules", "hyperparameters")
+
+
+class Round(NamedTuple):
+    """What a search with a budget knew after a round.
+
+    Attributes:
+      learning_rate, low, high: its answer then.
+      expected_excess: by how much the loss at that rate was expected to be above the best rate's, as a share of
+        what that falls from the loss without training.
+      price: the steps made so far, in runs of the horizon.
+      chain: the steps that had to follow one another, in runs of the horizon: the lengths of all rounds so far.
+    """
+
+    learning_rate: float
+    low: float
+    high: float
+    expected_excess: float
+    price: float
+    chain: float
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -36,6 +55,7 @@ class Suggestion:
       combinations: the curve of the runs that span all rates, of every combination; None where there is but one.
       horizon: how many steps the run has that the rate is for, where those that were made are not as long; else
         None.
+      trace: what a search with a budget knew after each round.
     """
 
     learning_rate: float
@@ -53,6 +73,7 @@ class Suggestion:
     hyperparameters: Mapping[str, float] = dataclasses.field(default_factory=dict)
     combinations: LRCurve | None = None
     horizon: int | None = None
+    trace: tuple[Round, ...] = ()
 
     @property
     def deciding(self) -> LRCurve:
@@ -78,7 +99,8 @@ class Suggestion:
             for part in _NAMED
             for name, value in getattr(self, part).items()
         }
-        write_arrays(path, arrays | scalars | named)
+        trace = {"trace": np.array(self.trace)} if self.trace else {}
+        write_arrays(path, arrays | scalars | named | trace)
 
     @classmethod
     def load(cls, path: str | Path) -> "Suggestion":
@@ -110,6 +132,7 @@ class Suggestion:
             hyperparameters=hyperparameters,
             combinations=combinations,
             horizon=file["horizon"].item() if "horizon" in file else None,
+            trace=tuple(Round(*map(float, row)) for row in file.get("trace", ())),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -143,6 +166,12 @@ class Suggestion:
         for name in curve.axes[2:]:
             curve = curve.take(curve.hyperparameters[name] == self.hyperparameters[name])
         return plots.plot_grid(curve, suggestion=self, **options)
+
+    def plot_trace(self, **options: Any) -> Any:
+        """`plots.plot_trace` of a search with a budget: its answer and expected excess over what it had cost."""
+        from .. import plots
+
+        return plots.plot_trace(self.trace, **options)
 
     def _repr_png_(self) -> bytes | None:
         return png(self)

@@ -43,9 +43,9 @@ def lr_transfer(
     rate = found * (horizon / base)^slope * (batch / base)^power * 1
 
     The slope is that of a line through the logs of the best rates (`suggest.lowest_loss`) of `found` and of its
-    shorter runs, within -1 and 0; -0.5 if no shorter runs tell. Lengths do not count whose best rate stands beside one
-    that diverged; where that of the longest does, the slope is 0. Of more than two, those do not count either that
-    fell less than half as far as the longest. The power is 0.5; for SGD it is 1, on smaller batches and up
+    shorter runs, within -1 and 0; -0.5 if no shorter runs tell. Lengths do not count whose best rate stands beside
+    one that diverged; where that of the longest does, the slope is 0. Of more than two, those do not count either
+    that fell less than half as far as the longest. The power is 0.5; for SGD it is 1, on smaller batches and up
     to the `critical_batch_size`. Above that the rate stays: noise limits the rate of small batches, stability that
     of large ones. If SGD is not told where this changes, larger batches take 0.5, the middle. The width changes
     nothing under `width_multipliers`.

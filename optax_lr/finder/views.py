@@ -76,3 +76,24 @@ def _reference(runs: Runs, seeds: Sequence[int], steps: int, asked: Sequence[int
     # Starts that are evaluated as they are have one value; a model state that goes on has one at each evaluation.
     at = [max(0, sum(have <= step for have in known.eval_steps) - 1) for step in asked]
     return known.evals[metric][rows][:, at]
+
+
+def final_loss(runs: Runs, row: int) -> float:
+    """What a run is judged by at its end: its last validation, else its mean over the last quarter; low is good."""
+    steps, (metric, mode) = int(runs.columns["steps"][row]), runs.judgment
+    sign = -1.0 if mode == "max" else 1.0
+    if runs.columns["stopped_at"][row] >= 0:
+        return float("inf")
+    if metric in runs.evals:
+        return sign * float(runs.evals[metric][row, len(runs.eval_steps[row]) - 1])
+    return sign * float(runs.metrics[metric][row, steps - -(-steps // 4) : steps].mean())
+
+
+def final_height(runs: Runs, row: int) -> float:
+    """What a run is judged by, above the same without training; infinite where it was stopped."""
+    loss, steps, judgment = final_loss(runs, row), int(runs.columns["steps"][row]), runs.judgment
+    known = _reference(runs, [int(runs.columns["seed"][row])], steps, runs.eval_steps[row])
+    if known is None or not np.isfinite(loss):
+        return loss if np.isfinite(loss) else float("inf")
+    of_start = known[0, -1] if judgment.metric in runs.evals else known[0, steps - -(-steps // 4) :].mean()
+    return loss - float(-of_start if judgment.mode == "max" else of_start)

@@ -2,7 +2,8 @@
 
 Colors are the current style's, `plt.style.use("dark_background")` included. `style` has what all pictures share;
 `rates` draws losses over rates, `heat_map` over two hyperparameters, `histories` over steps; `schedules` draws
-schedules, `comparisons` the runs of `compare`, `effective` effective rates, `widths` a check over widths.
+schedules, `comparisons` the runs of `compare`, `effective` effective rates, `widths` a check over
+widths, `traces` a search.
 """
 
 try:
@@ -19,6 +20,7 @@ from .histories import plot_histories as plot_histories
 from .rates import plot_lr_curve as plot_lr_curve
 from .schedules import plot_schedules as plot_schedules
 from .style import png as png
+from .traces import plot_trace as plot_trace
 from .widths import plot_width_check as plot_width_check
 
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "plot_histories",
     "plot_lr_curve",
     "plot_schedules",
+    "plot_trace",
     "plot_width_check",
     "png",
 ]

@@ -1,0 +1,165 @@
+"""Beliefs: what the runs of a search say of all rates at the horizon, and which runs would say most."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+
+from ..engine.runs import Runs
+from ..types import Bool, Float
+from .judging import ROSE
+from .model import Edge, Points, Values, at_horizon
+from .views import final_height
+
+# The rates that are compared, by octave.
+FINENESS = 0.5
+# A run whose loss is above the lowest by this share of the fall has lost log(2).
+UNIT = 0.1
+# Of a run that did far worse than the best, nothing but that counts.
+MOST = 1.0
+# What a lost run costs.
+LOST = 2.3
+# The surprises that a further run is imagined to bring: Gauss and Hermite's nodes, and their weights.
+SURPRISES, CHANCES = (-2.857, -1.356, 0.0, 1.356, 2.857), (0.0113, 0.2221, 0.5333, 0.2221, 0.0113)
+DRAWS, WITHIN = 256, 0.9
+# Lanes that may lie an octave apart.
+FEW = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """The runs of a search as the model sees them; lost ones have no value."""
+
+    points: Points
+    values: Float[np.ndarray, "rows"]
+    lost: Bool[np.ndarray, "rows"]
+
+    @property
+    def key(self) -> bytes:
+        """Its numbers, to be known by."""
+        return b"".join(values.tobytes() for values in (*self.points, self.values, self.lost))
+
+
+def seen_in(runs: Runs, horizon: int) -> Seen:
+    """What a table of runs tells: log(1 + (loss - lowest of the length) / (0.1 fall)) of each run, at most 1.
+
+    The fall is that of the best run of the length from the loss without training; a run that ended above that by a
+    tenth of the fall is lost, as one that is not finite.
+    """
+    ends = [final_height(runs, row) for row in range(len(runs))]
+    heights, steps = np.nan_to_num(np.array(ends), nan=np.inf, posinf=np.inf), runs.columns["steps"]
+    values, lost = np.zeros(len(runs)), ~np.isfinite(heights)
+    for length in np.unique(steps):
+        here = (steps == length) & ~lost
+        if not here.any():
+            continue
+        lowest = heights[here].min()
+        fall = max(-lowest, 0.0)
+        lost[here] = heights[here] > ROSE * fall if fall else False
+        left = here & ~lost
+        unit = UNIT * (fall or np.ptp(heights[here]) or 1.0)
+        values[left] = np.minimum(np.log1p((heights[left] - lowest) / unit), MOST)
+    octaves = np.log2(np.asarray(runs.lanes["learning_rate"], np.float64))
+    points = Points(octaves, np.log2(horizon / steps), runs.columns["seed"])
+    return Seen(points, values, lost)
+
+
+def some(points: Points, which: np.ndarray) -> Points:
+    """Some of the points."""
+    return Points(*(values[which] for values in points))
+
+
+class Belief:
+    """The posterior of a search.
+
+    Attributes:
+      grid: octaves, [points].
+      cost: what a run of the horizon is expected to lose at each, [points].
+      best: the place of the lowest.
+    """
+
+    def __init__(self, seen: Seen, grid: Float[np.ndarray, "points"]):
+        left = ~seen.lost
+        self.grid, self._seen = grid, seen
+        self.values = Values(some(seen.points, left), seen.values[left], grid)
+        self.edge = Edge(seen.points, seen.lost, grid)
+        self.chance = self.edge.chance(at_horizon(grid))
+        self.cost = self.values.mean + LOST * self.chance
+        self.best = int(np.argmin(self.cost))
+        curves = self.values.draws(DRAWS, np.random.default_rng(0)) + LOST * self.chance
+        self._lowest = grid[curves.argmin(axis=1)]
+        self._above = float((curves[:, self.best] - curves.min(axis=1)).mean())
+
+    @property
+    def octave(self) -> float:
+        """The best rate's: the vertex of the parabola through the lowest cost and those beside it."""
+        at = self.best
+        if not 0 < at < len(self.grid) - 1:
+            return float(self.grid[at])
+        left, here, right = self.cost[at - 1 : at + 2]
+        bend = left + right - 2 * here
+        move = 0.5 * (left - right) / bend if bend > 1e-12 else 0.0
+        return float(self.grid[at] + FINENESS * np.clip(move, -0.5, 0.5))
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The octaves that hold the best rate."""
+        low, high = np.quantile(self._lowest, [(1 - WITHIN) / 2, (1 + WITHIN) / 2])
+        return min(float(low), self.octave), max(float(high), self.octave)
+
+    @property
+    def excess(self) -> float:
+        """By how much the loss at the best rate is expected to be above the lowest, as a share of the fall."""
+        return float(UNIT * np.expm1(self._above))
+
+    def spread(self, count: int, low: float, high: float) -> Float[np.ndarray, "count"]:
+        """So many octaves over where the best rate may be, an octave apart at least; of many, half of one."""
+        shares = (np.arange(count) + 0.5) / count
+        found = np.quantile(self._lowest, shares)
+        middle = self.octave
+        apart = middle + (np.arange(count) - (count - 1) / 2) * (1.0 if count <= FEW else 0.5)
+        wide = np.where(apart < middle, np.minimum(found, apart), np.maximum(found, apart))
+        return np.clip(wide, low, high)
+
+    def worth(self, values: Values, runs: Points) -> Float[np.ndarray, " runs"]:
+        """By how much each further run would lower the cost of the answer, as is expected."""
+        lost, kept = self.edge.after(self.grid, runs)
+        mean = values.mean[:, None]
+        chance = self.edge.chance(runs)
+        moves = values.moved_by(runs)
+        survived = np.zeros(len(chance))
+        for surprise, share in zip(SURPRISES, CHANCES, strict=True):
+            lowest = (mean + LOST * kept + surprise * moves).min(axis=1)
+            survived += share * (values.weights @ lowest)
+        expected = chance * (mean + LOST * lost).min(axis=0) + (1 - chance) * survived
+        return self.cost[self.best] - expected
+
+    def next_runs(self, halvings: float, count: int, most_seeds: int) -> list[tuple[float, int]]:
+        """The octaves and seeds of the runs of a length that would lower the cost of the answer most.
+
+        A rate that was tried goes on with its next seed, any other one begins with seed 0.
+        """
+        points = self._seen.points
+        here = np.isclose(points.halvings, halvings)
+        tried = {
+            float(octave): int((here & (points.octaves == octave)).sum()) for octave in points.octaves[here]
+        }
+        new = [
+            (octave, 0)
+            for octave in self.grid
+            if np.abs(np.array([*tried, np.inf]) - octave).min() > FINENESS / 2
+        ]
+        wanted = [*new, *((octave, seeds) for octave, seeds in tried.items() if seeds < most_seeds)]
+        chosen: list[tuple[float, int]] = []
+        values = self.values
+        for _ in range(min(count, len(wanted))):
+            runs = _points([each for each in wanted if each not in chosen], halvings)
+            at = int(self.worth(values, runs).argmax())
+            chosen.append((float(runs.octaves[at]), int(runs.seeds[at])))
+            values = values.expecting(_points(chosen[-1:], halvings))
+        return chosen
+
+
+def _points(runs: Sequence[tuple[float, int]], halvings: float) -> Points:
+    octaves, seeds = zip(*runs, strict=True)
+    return Points(np.array(octaves, float), np.full(len(runs), halvings), np.array(seeds, int))

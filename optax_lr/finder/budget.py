@@ -1,0 +1,302 @@
+"""A policy that spends a budget: lengths come from a ladder, lanes from what would lower the loss most."""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import checks
+from ..engine.runs import PASSES_PER_STEP, Plan, Runs
+from ..types import ScalarLike
+from . import classic, rules
+from .beliefs import FINENESS, Belief, seen_in
+from .curve import LRCurve
+from .judging import judged
+from .optimizer import TABLE
+from .policies import WIDEST, AllDivergedError, Asked, Bounds, Policy, Tables
+from .suggestion import Round, Suggestion
+from .views import curve_of
+
+# Octaves between the rates of the first round.
+SCAN = 2.0
+# How many lanes the first round of a length has, each further one, and a round at most where rounds are few.
+FIRST_LANES, LANES, MOST_LANES = 3, 2, 9
+# From this budget on there is a length between the shortest and the longest, and how long it is.
+MIDDLE_BUDGET, MIDDLE = 6.0, 0.4
+
+MOST_SEEDS = 8
+# Runs that stop at once cost nothing, and might be tried forever.
+MOST_RUNS = 60
+# An octave and a seed.
+Lane = tuple[float, int]
+
+
+class Rung(NamedTuple):
+    """Runs of one length, in shares of the horizon, and how much of the budget they may take."""
+
+    length: float
+    share: float
+
+
+def ladder(budget: float, lanes: int) -> list[Rung]:
+    """The lengths of a search whose first round has so many lanes."""
+    scan, top = min(1.0, budget**0.6 / 32, budget / lanes), min(1.0, budget / 6.4)
+    if top <= 1.5 * scan:
+        return [Rung(scan, 1.0)]
+    middle = [Rung(MIDDLE, 0.3)] if budget >= MIDDLE_BUDGET else []
+    return [Rung(scan, lanes * scan / budget), *middle, Rung(top, 1.0)]
+
+
+class Spending(NamedTuple):
+    """What a search may cost.
+
+    Attributes:
+      budget: in runs of `horizon` steps.
+      horizon: the steps of the run to come.
+      tolerance: the expected excess at which the search ends.
+      max_rounds: how many rounds there may be, or None.
+    """
+
+    budget: float
+    horizon: int
+    tolerance: float = 0.0
+    max_rounds: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """The training steps that the search may make."""
+        return math.floor(self.budget * self.horizon)
+
+    @property
+    def most_seeds(self) -> int:
+        """On how many seeds one rate may run."""
+        return int(np.clip(math.ceil(self.budget / 2), 2, MOST_SEEDS))
+
+
+def spending(
+    budget: ScalarLike | None,
+    tolerance: ScalarLike | None,
+    max_rounds: int | None,
+    horizon: int | None,
+    combinations: int,
+    left_out: Mapping[str, Any],
+) -> Spending | None:
+    """What each of several combinations may cost; None without a budget.
+
+    Raises:
+      ValueError: a number is out of range, the budget has no horizon, or what it decides was given, too.
+    """
+    if budget is None:
+        for name, value in (("tolerance", tolerance), ("max_rounds", max_rounds)):
+            if value is not None:
+                raise ValueError(
+                    f"{name} needs a budget: it says when a search by budget ends, got {value!r}."
+                )
+        return None
+    whole = checks.concrete("budget", budget, above=0)
+    for name, given in left_out.items():
+        if given is not None:
+            raise ValueError(f"budget decides {name}: leave it out, got {given!r}.")
+    if horizon is None:
+        raise ValueError("budget needs horizon or schedule: it counts runs of so many steps.")
+    least = 0.0 if tolerance is None else checks.concrete("tolerance", tolerance, minimum=0)
+    rounds = None if max_rounds is None else checks.size("max_rounds", max_rounds)
+    found = Spending(whole / combinations, horizon, least, rounds)
+    if found.steps < 2:
+        raise ValueError(
+            f"budget must buy two steps of training or more for each combination, got {budget!r} runs of {horizon} "
+            f"steps for {combinations}."
+        )
+    return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Budgeted(Policy):
+    """Runs of few lengths: the shortest of all rates, longer ones where the answer may be.
+
+    The stage of a row is the place of its length in the ladder. Within a length each round has the lanes that would
+    lower the loss of the answer most.
+
+    Attributes:
+      bounds: where the first round searches.
+      spend: what the search may cost.
+      tables: the function from a length to the rates of its steps.
+    """
+
+    bounds: Bounds
+    spend: Spending
+    tables: Callable[[int], Tables]
+    _beliefs: dict[int, Belief] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    @functools.cached_property
+    def scan(self) -> np.ndarray:
+        """The octaves of the first round, both bounds among them; fewer where the budget has no steps for them."""
+        low, high = np.log2(self.bounds.low), np.log2(self.bounds.high)
+        count = max(2, round((high - low) / SCAN) + 1)
+        most = max(1, self.spend.steps // 2)
+        return np.linspace(low, high, count) if count <= most else np.linspace(low, high, most + 2)[1:-1]
+
+    @functools.cached_property
+    def rungs(self) -> list[Rung]:
+        """The ladder, with no more lengths than rounds."""
+        every = ladder(self.spend.budget, len(self.scan))
+        if self.spend.max_rounds == 1:
+            return [Rung(min(1.0, self.spend.budget / len(self.scan)), 1.0)]
+        return [every[0], *every[1:][-(self.spend.max_rounds or 3) + 1 :]]
+
+    @functools.cached_property
+    def lengths(self) -> tuple[int, ...]:
+        """The lengths of runs, increasing."""
+        return tuple(sorted({max(1, int(rung.length * self.spend.horizon)) for rung in self.rungs}))
+
+    @property
+    def evals(self) -> tuple[int, ...]:
+        """The ends of its runs."""
+        return self.lengths
+
+    @property
+    def longest(self) -> int:
+        """The last length."""
+        return self.lengths[-1]
+
+    def is_finalist(self, stage: int) -> bool:
+        """Whether a row of a stage is a full run."""
+        return self.lengths[stage] == self.spend.horizon
+
+    @functools.cached_property
+    def grid(self) -> np.ndarray:
+        """The octaves that are compared: the bounds and a factor of 100 beyond them."""
+        low, high = np.log2(self.bounds.low / WIDEST), np.log2(self.bounds.high * WIDEST)
+        return np.arange(math.ceil(low / FINENESS), math.floor(high / FINENESS) + 1) * FINENESS
+
+    def ask(self, runs: Runs) -> Asked | None:
+        if not len(runs):
+            return self._asked([(octave, 0) for octave in self.scan], 0)
+        belief = self.belief(runs)
+        if belief.excess < self.spend.tolerance or len(runs) >= MOST_RUNS + 2 * self.spend.budget:
+            return None
+        left = self.spend.steps - runs.price
+        for stage, steps in enumerate(self.lengths):
+            most = self._left(runs, stage, left)
+            lanes = self._of_round(runs, stage, most)
+            if lanes <= 0:
+                continue
+            if len(runs.where(stage=stage)):
+                chosen = belief.next_runs(math.log2(self.spend.horizon / steps), lanes, self.spend.most_seeds)
+            elif _learned(runs):
+                octaves = belief.spread(lanes, self.grid[0], self.grid[-1])
+                chosen = [(octave, 0) for octave in octaves]
+            else:
+                chosen = [(octave, 0) for octave in self.scan[:: -(-len(self.scan) // most)]]
+            if chosen := self._affordable(chosen, steps, runs, left):
+                return self._asked(chosen, stage)
+        return None
+
+    def belief(self, runs: Runs) -> Belief:
+        """What is believed of all rates.
+
+        Raises:
+          AllDivergedError: no run survived.
+        """
+        seen = seen_in(runs, self.spend.horizon)
+        if seen.lost.all():
+            raise AllDivergedError(curve_of(runs.where(stage=0)))
+        # The trace asks once more for what each round asked for.
+        which = hash(seen.key)
+        if which not in self._beliefs:
+            self._beliefs[which] = Belief(seen, self.grid)
+        return self._beliefs[which]
+
+    def answer(self, runs: Runs) -> Suggestion:
+        beliefs = [self.belief(runs.where(round=range(last + 1))) for last in range(runs.rounds)]
+        rounds = [self._round(runs, belief, last) for last, belief in enumerate(beliefs)]
+        curves = [
+            curve_of(rows) for stage in range(len(self.lengths)) if len(rows := runs.where(stage=stage))
+        ]
+        learned = [
+            curve for curve in curves if judged(curve)[-1].survives and not rules.nothing_learned(curve)
+        ]
+        common: dict[str, Any] = {
+            "lane_steps": runs.price,
+            "rules": classic.classic(curves[0]),
+            "trace": tuple(rounds),
+        }
+        if not learned:
+            able = [curve for curve in curves if judged(curve)[-1].survives]
+            return dataclasses.replace(rules.lowest_loss(able[-1]), **common)
+        longest, last = learned[-1], rounds[-1]
+        shorter = tuple(curve for curve in curves if curve is not longest)
+        return Suggestion(
+            learning_rate=last.learning_rate,
+            low=last.low,
+            high=last.high,
+            reason=self._reason(longest, last, len(rounds)),
+            curve=longest,
+            at_edge=beliefs[-1].best in (0, len(self.grid) - 1),
+            shorter=shorter,
+            **common,
+        )
+
+    def _round(self, runs: Runs, belief: Belief, last: int) -> Round:
+        """The answer after a round, and what it had cost."""
+        made = runs.where(round=range(last + 1))
+        rounds, steps = made.columns["round"], made.columns["steps"]
+        chain = sum(int(steps[rounds == which].max()) for which in np.unique(rounds))
+        low, high = belief.interval
+        rate, least, most = (float(2.0**octave) for octave in (belief.octave, low, high))
+        return Round(
+            rate, least, most, belief.excess, made.price / self.spend.horizon, chain / self.spend.horizon
+        )
+
+    def _reason(self, curve: LRCurve, last: Round, rounds: int) -> str:
+        kind = "training" if curve.eval_losses is None else "validation"
+        lengths, spend = " and ".join(str(length) for length in self.lengths), self.spend
+        return (
+            f"The {kind} loss after {spend.horizon} steps is expected to be lowest at this rate, and above that of "
+            f"the best rate by {last.expected_excess:.2%} of its fall, as runs of {lengths} steps say in {rounds} "
+            f"round{'s' if rounds > 1 else ''}, for {last.price:.3g} of {spend.budget:.3g} runs of the horizon."
+        )
+
+    def _left(self, runs: Runs, stage: int, left: int) -> int:
+        """How many lanes a length may still have: its share, as far as there are steps for it."""
+        steps, tried = self.lengths[stage], len(runs.where(stage=stage))
+        if stage == len(self.lengths) - 1:
+            return left // steps
+        share = round(self.rungs[stage].share * self.spend.steps / steps) if stage else 0
+        return min(left // steps, share - tried)
+
+    def _of_round(self, runs: Runs, stage: int, most: int) -> int:
+        """How many of the lanes that a length may still have come in its next round."""
+        if self.spend.max_rounds is None:
+            return min(most, LANES if len(runs.where(stage=stage)) else FIRST_LANES)
+        rounds = self.spend.max_rounds - runs.rounds - (len(self.lengths) - stage - 1)
+        return min(MOST_LANES, -(-most // rounds)) if rounds > 0 else 0
+
+    def _affordable(self, chosen: Sequence[Lane], steps: int, runs: Runs, left: int) -> list[Lane]:
+        """The first of the lanes, as many as the budget has steps for; a new seed costs its reference."""
+        known = set(runs.reference.seeds.tolist())
+        each = -(-runs.reference.passes // (PASSES_PER_STEP * max(len(known), 1)))
+        kept: list[Lane] = []
+        for lane in chosen:
+            seeds = {seed for _, seed in [*kept, lane]} - known
+            if (len(kept) + 1) * steps + each * len(seeds) <= left:
+                kept.append(lane)
+        return kept
+
+    def _asked(self, lanes: Sequence[Lane], stage: int) -> Asked:
+        steps = self.lengths[stage]
+        rates = np.array([2.0**octave for octave, _ in lanes])
+        seeds = np.array([seed for _, seed in lanes], np.int32)
+        every = np.full(len(lanes), steps, np.int32)
+        table = {TABLE: self.tables(steps)(rates, steps)}
+        plan = Plan({"learning_rate": rates}, seeds, every, (steps,), table, stage)
+        return Asked(plan, f"rates of {steps} steps")
+
+
+def _learned(runs: Runs) -> bool:
+    """Whether any rate learned, in runs of any length."""
+    ends = [judged(curve_of(runs.where(steps=steps)))[-1] for steps in np.unique(runs.columns["steps"])]
+    return any(end.survives and end.learned for end in ends)

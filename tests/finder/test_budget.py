@@ -1,0 +1,250 @@
+"""Searches by budget: what they cost, what they answer, what they tell of their rounds."""
+
+import os
+import signal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from lowerings import count_lowerings
+
+import optax_lr as olr
+import optax_lr.nnx
+from optax_lr.engine.runs import Reference, Runs
+from optax_lr.engine.session import Session
+from optax_lr.finder import tables
+from optax_lr.finder.budget import Budgeted, Spending
+from optax_lr.finder.policies import Bounds
+
+HORIZON = 200
+RNG = np.random.default_rng(0)
+INPUTS = RNG.normal(size=(HORIZON, 16, 3)).astype(np.float32)
+TARGETS = INPUTS @ np.array([1.0, -2.0, 0.5], np.float32)
+VALIDATION = {"eval_batch": (INPUTS[-1], TARGETS[-1]), "progress": False}
+
+
+def loss_fn(params, batch):
+    return jnp.mean((batch[0] @ params - batch[1]) ** 2)
+
+
+def find(budget=3, optimizer=optax.adam, **options):
+    given = {"horizon": HORIZON, **VALIDATION, **options}
+    return olr.lr_find(loss_fn, jnp.zeros(3), optimizer, (INPUTS, TARGETS), budget=budget, **given)
+
+
+def drawn(key):
+    return jax.random.normal(key, (3,))
+
+
+def with_state(params, count, batch):
+    return loss_fn(params, batch), count + 1
+
+
+FORMS = {
+    "validated": {},
+    "drawn starts": {"params": drawn},
+    "training loss": {"eval_batch": None},
+    "model state": {"loss": with_state, "model_state": jnp.zeros(())},
+    "drawn, training loss": {"params": drawn, "eval_batch": None},
+    "two combinations": {"lanes": {"b1": np.array([0.9, 0.5])}},
+}
+
+
+@pytest.mark.filterwarnings("ignore:horizon without eval_batch")
+@pytest.mark.parametrize("budget", [0.1, 0.3, 1, 3, 10])
+@pytest.mark.parametrize("form", FORMS)
+def test_no_budget_is_overspent(form, budget):
+    given = {**VALIDATION, **FORMS[form]}
+    loss, params = given.pop("loss", loss_fn), given.pop("params", jnp.zeros(3))
+    found = olr.lr_find(loss, params, optax.adam, (INPUTS, TARGETS), horizon=HORIZON, budget=budget, **given)
+    assert found.lane_steps <= budget * HORIZON
+    # Of combinations that were dropped the rest is given back.
+    assert found.lane_steps >= (0.25 if "lanes" in given else 0.6) * budget * HORIZON
+    assert 0 < found.low <= found.learning_rate <= found.high < np.inf
+
+
+def bowl(octave, steps, seed, edge):
+    """A closed form: the best octave falls by half for each doubling, runs above an edge are lost."""
+    halvings = np.log2(1000 / steps)
+    best = -7 + 0.5 * halvings
+    noise = 0.01 * np.sin(37 * octave + 11 * seed) + 0.01 * np.sin(5 * seed)
+    loss = 0.2 * (1 + 0.3 * halvings) * np.exp(0.1 * (octave - best) ** 2 + noise)
+    return np.nan if octave > edge else min(loss, 2.2)
+
+
+def searched(budget, edge=np.inf):
+    """The policy on runs of the closed form."""
+    policy = Budgeted(Bounds(1e-6, 10.0), Spending(budget, 1000), lambda steps: tables.constant)
+    runs = Runs(("loss",), ("loss",))
+    runs.reference = Reference(np.arange(8), {}, {"loss": np.full((8, 1), 2.3, np.float32)}, (1,), 0)
+    while (asked := policy.ask(runs)) is not None:
+        for row in map(int, runs.append(asked.plan)):
+            steps, seed = (int(runs.columns[name][row]) for name in ("steps", "seed"))
+            loss = bowl(np.log2(runs.lanes["learning_rate"][row]), steps, seed, edge)
+            runs.evals["loss"][row, 0] = loss
+            runs.metrics["loss"][row, :steps] = loss
+            runs.end(row, steps, -1 if np.isfinite(loss) else steps - 1, 0)
+    return policy.answer(runs)
+
+
+@pytest.mark.parametrize(("budget", "octaves"), [(1, 1.5), (3, 0.75), (10, 0.4)])
+def test_a_bowl_that_drifts_is_found_and_lies_in_the_interval(budget, octaves):
+    found = searched(budget)
+    assert abs(np.log2(found.learning_rate) + 7) <= octaves
+    assert np.log2(found.low) <= -7 <= np.log2(found.high)
+
+
+def test_what_lies_at_an_edge_is_answered_below_it():
+    found = searched(10, edge=-7.5)
+    assert -9 <= np.log2(found.learning_rate) <= -7.5
+
+
+def test_a_trace_tells_answer_price_and_chain_of_each_round():
+    found = find()
+    assert len(found.trace) > 2
+    last = found.trace[-1]
+    assert (last.learning_rate, last.low, last.high) == (found.learning_rate, found.low, found.high)
+    assert last.price * HORIZON == found.lane_steps
+    for name in ("price", "chain"):
+        assert (np.diff([getattr(known, name) for known in found.trace]) > 0).all()
+    lengths = sorted({curve.losses.shape[-1] for curve in (*found.shorter, found.curve)})
+    assert found.trace[0].chain * HORIZON == lengths[0]
+    assert last.chain * HORIZON <= len(found.trace) * lengths[-1]
+    assert all(known.expected_excess >= 0 for known in found.trace)
+    assert last.expected_excess < found.trace[0].expected_excess
+
+
+def test_a_tolerance_ends_the_search_early():
+    whole = find(10)
+    reached = next(at for at, known in enumerate(whole.trace) if known.expected_excess < 0.05)
+    found = find(10, tolerance=0.05)
+    assert found.trace == whole.trace[: reached + 1]
+    assert found.lane_steps < whole.lane_steps
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 5])
+def test_rounds_are_bounded(most):
+    found = find(10, max_rounds=most)
+    assert len(found.trace) <= most
+    assert 0.5 * 10 * HORIZON <= found.lane_steps <= 10 * HORIZON
+
+
+def test_whole_runs_are_under_the_schedule_itself_and_the_best_is_kept():
+    seen = []
+
+    def schedule(peak):
+        seen.append(peak)
+        return optax.cosine_decay_schedule(peak, HORIZON)
+
+    found = find(10, schedule=schedule)
+    assert found.curve.losses.shape[-1] == HORIZON and seen
+    whole = olr.lr_sweep(
+        loss_fn, jnp.zeros(3), optax.adam, (INPUTS, TARGETS), learning_rates=found.curve.learning_rates,
+        schedule=schedule, seeds=1, **VALIDATION,
+    )  # fmt: skip
+    np.testing.assert_allclose(found.curve.eval_losses[0], whole.eval_losses[0], rtol=2e-3, atol=1e-6)
+    kept = float(loss_fn(jnp.asarray(found.params), VALIDATION["eval_batch"]))
+    assert kept <= float(np.nanmin(found.curve.eval_losses)) * (1 + 1e-5) + 1e-7
+
+
+def test_a_second_search_compiles_nothing_and_the_first_two_programs():
+    def fresh(params, batch):
+        return loss_fn(params, batch)
+
+    def once():
+        return olr.lr_find(
+            fresh, jnp.zeros(3), optax.adam, (INPUTS, TARGETS), horizon=HORIZON, budget=3, **VALIDATION
+        )
+
+    with count_lowerings() as first:
+        found = once()
+    assert sum(name in ("train", "evaluate", "still") for name in first) <= 2
+    with count_lowerings() as second:
+        again = once()
+    assert second == [] and str(again) == str(found)
+
+
+def test_a_trace_is_saved_and_drawn(tmp_path):
+    import matplotlib.pyplot as plt
+
+    found = find(1)
+    found.save(tmp_path / "found.npz")
+    again = olr.Suggestion.load(tmp_path / "found.npz")
+    assert again.trace == found.trace and str(again) == str(found)
+    axes = again.plot_trace()
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), [known.price for known in found.trace])
+    np.testing.assert_allclose(axes.lines[0].get_ydata(), [known.learning_rate for known in found.trace])
+    plt.close(axes.figure)
+    with pytest.raises(ValueError, match="only a search with a budget"):
+        olr.plots.plot_trace(())
+
+
+def test_interrupted_it_answers_from_its_rounds_and_goes_on_from_its_checkpoint(tmp_path, monkeypatch):
+    whole, say = find(3), Session._say
+
+    def interrupting(self, *arguments):
+        if self.runs.rounds == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return say(self, *arguments)
+
+    monkeypatch.setattr(Session, "_say", interrupting)
+    with pytest.warns(UserWarning, match="its answer is that of 1 finished rounds"):
+        found = find(3, checkpoint=tmp_path)
+    assert found.trace == whole.trace[:1]
+    monkeypatch.undo()
+    resumed = find(3, checkpoint=tmp_path)
+    assert resumed.trace == whole.trace and str(resumed) == str(whole)
+
+
+def test_where_nothing_is_learned_it_says_so():
+    with pytest.warns(UserWarning, match="does not depend on the parameters"):
+        found = olr.lr_find(
+            lambda params, batch: jnp.mean(batch[0]) + 0 * params.sum(), jnp.zeros(3), optax.adam,
+            (INPUTS, TARGETS), horizon=HORIZON, budget=1, **VALIDATION,
+        )  # fmt: skip
+    assert found.lane_steps <= HORIZON
+
+
+def test_where_all_is_lost_it_raises():
+    with pytest.raises(RuntimeError, match="Every lane diverged"):
+        olr.lr_find(
+            lambda params, batch: jnp.sqrt(params.sum() - 1.0), jnp.zeros(3), optax.adam, (INPUTS, TARGETS),
+            horizon=HORIZON, budget=1, **VALIDATION,
+        )  # fmt: skip
+
+
+def test_a_module_is_searched_by_budget_too():
+    from flax import nnx
+
+    model = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
+
+    def module_loss(model, batch):
+        return jnp.mean((model(batch[0])[:, 0] - batch[1]) ** 2)
+
+    found = olr.nnx.lr_find(
+        module_loss, model, optax.adam, (INPUTS, TARGETS), horizon=HORIZON, budget=1, **VALIDATION
+    )
+    assert found.trace and found.lane_steps <= HORIZON
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"budget": 0}, "budget must be"),
+        ({"budget": float("nan")}, "budget must be"),
+        ({"budget": 0.001}, "budget must buy two steps"),
+        ({"horizon": None}, "budget needs horizon"),
+        ({"num_steps": 10}, "budget decides num_steps: leave it out, got 10"),
+        ({"seeds": 3}, "budget decides seeds"),
+        ({"finalists": 3}, "budget decides finalists"),
+        ({"tolerance": -1}, "tolerance must be"),
+        ({"max_rounds": 0}, "max_rounds must be"),
+        ({"budget": None, "tolerance": 0.1}, "tolerance needs a budget"),
+        ({"budget": None, "max_rounds": 2}, "max_rounds needs a budget"),
+    ],
+)
+def test_wrong_arguments_are_refused(unhooked, options, message):
+    with pytest.raises(ValueError, match=message):
+        find(**options)
