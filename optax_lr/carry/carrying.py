@@ -61,6 +61,7 @@ def carry_state(
     No state holds a schedule, but visible rates and multipliers are recorded: the table names each that would
     have been another in the last update by the new code. (Not inside `MultiSteps`.) A label with a start has a
     count of its own, for its bias corrections; so a late label that has no start in the optimizer is refused.
+    Labels go by name: where a name stands for other parameters than before, they get the count of those before.
 
     Args:
       old_state: the state of the optimizer as it was, for instance from a checkpoint: arrays of NumPy or JAX.
