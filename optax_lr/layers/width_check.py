@@ -15,8 +15,9 @@ from .labels import is_integers, is_masked, leaves_by_path
 
 LossFn: TypeAlias = Callable[[PyTree, Any], Any]
 
-TOLERANCE = 0.4
-"""A larger slope is named as a wrong one: wrong labels make slopes of a half or more, small widths smaller ones."""
+RISES, FALLS = 0.25, 0.4
+"""Slopes above the one, or below the negative of the other, are named as wrong. Wrong labels and starts make slopes
+of a half or more, of which training leaves some 0.3; where all is right, small widths make slopes below 0."""
 
 # A parameter with a smaller share of the change at every width has no slope: what moves it is rounding.
 NEGLIGIBLE = 1e-6
@@ -40,9 +41,10 @@ class WidthCheck:
 
     @property
     def wrong(self) -> list[str]:
-        """The paths whose slope is more than 0.4 away from 0, or not known; the worst first."""
+        """The paths whose slope is above 0.25 or below -0.4, or not known; the worst first."""
         away = {path: abs(slope) if np.isfinite(slope) else np.inf for path, slope in self.slopes.items()}
-        return sorted((path for path in away if away[path] > TOLERANCE), key=lambda path: -away[path])
+        paths = [path for path, slope in self.slopes.items() if not -FALLS <= slope <= RISES]
+        return sorted(paths, key=lambda path: -away[path])
 
     def plot(self, **options: Any) -> Any:
         """`plots.plot_width_check` of the check."""

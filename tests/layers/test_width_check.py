@@ -66,6 +66,40 @@ def test_standard_parametrization_has_slopes(kind):
     assert check(kind, standard=True).slopes["last/kernel"] > 0.7
 
 
+def residual(width, seed=0):
+    """A table, a residual block behind a norm, and outputs that do not start at zero."""
+    keys = jax.random.split(jax.random.key(seed), 3)
+    shapes = {"block": (width, width), "head": (width, 9)}
+    params = {
+        name: {"kernel": jax.random.normal(key, shape) / width**0.5, "bias": jnp.zeros(shape[1])}
+        for key, (name, shape) in zip(keys, shapes.items(), strict=False)
+    }
+    return {"embed": {"embedding": jax.random.normal(keys[2], (9, width))}, **params}
+
+
+def residual_loss(params, tokens):
+    x = params["embed"]["embedding"][tokens]
+    block, head = params["block"], params["head"]
+    x = x + jax.nn.relu(jax.nn.standardize(x, axis=-1) @ block["kernel"] + block["bias"])
+    logits = x @ head["kernel"] + head["bias"]
+    return optax.softmax_cross_entropy_with_integer_labels(logits, (2 * tokens + 1) % 9).mean()
+
+
+@pytest.mark.parametrize("rescaled", [True, False])
+def test_a_start_that_is_not_rescaled_shows(rescaled):
+    base = residual(BASE)
+    scale = olr.scale_by_label(olr.width_multipliers("adam"), olr.label_by_width(base))
+    optimizer = optax.chain(optax.scale_by_adam(), scale, olr.scale_by_learning_rate(4e-3))
+
+    def model(width, seed):
+        params = residual(width, seed)
+        return residual_loss, olr.rescale_init(params, base) if rescaled else params
+
+    tokens = jax.random.randint(jax.random.key(2), (12, 32), 0, 9)
+    found = olr.check_width_transfer(model, optimizer, tokens, widths=(64, 128, 256), seeds=2)
+    assert (found.wrong == []) == rescaled, found
+
+
 def test_a_wrong_label_shows_as_a_slope_of_its_parameter():
     found = check("adam", {"last/kernel": "input"})
     assert found.slopes["last/kernel"] > 0.7
