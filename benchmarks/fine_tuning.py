@@ -35,7 +35,7 @@ import optax_lr.nnx
 from optax_lr.finder.search import EveryLaneDivergedError
 
 STORED = pathlib.Path(__file__).with_suffix(".json")
-SIZES = {"quick": Size(6, 4, 8, 1, 2), "CPU": Size(16, 12, 16, 4, 5), "GPU": Size(64, 16, 16, 6, 5)}
+SIZES = {"quick": Size(6, 4, 8, 1, 2), "CPU": Size(16, 8, 8, 4, 5), "GPU": Size(64, 16, 16, 6, 5)}
 REGRESSION, BASE, PER_DECADE = "logistic regression", "one rate for all", 3
 # How far from the best a rate is good: in accuracy, in loss. No more rates than these are tried on all seeds.
 POINT, SHARE, MOST = 0.01, 0.02, 7
@@ -288,6 +288,29 @@ def table(stored: dict[str, Any]) -> str:
             f"{row.rate:.2g}", shares(*row.accuracy), more, numbers(*row.loss), *near, f"{row.steps:.3g}"
         ]  # fmt: skip
     return "\n".join([*lines, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items())])
+
+
+def said(stored: dict[str, Any]) -> str:
+    """What the intervals tell, in sentences: which ways beat one rate for all, and which bowl is the flattest."""
+    rows = {name: row for name, row in rows_of(stored).items() if name != BASE}
+    frozen = np.array([run["test_accuracy"] for run in stored[REGRESSION].values()])
+    gain = interval(best_of(stored, BASE)[1]["test_accuracy"] - frozen)
+    above = [name for name, row in rows.items() if row.over_base[0] > row.over_base[1]]
+    below = [name for name, row in rows.items() if row.over_base[0] < -row.over_base[1]]
+    flat = max(rows, key=lambda name: rows[name].good_loss[0])
+    counts = [
+        f"{len(above)} are better than one rate for all by more than the noise of the seeds ({listed(above)})",
+        f"{len(below)} are worse ({listed(below)})",
+        f"and {len(rows) - len(above) - len(below)} cannot be told from it",
+    ]
+    return (
+        f"Of {len(rows)} ways {', '.join(counts)}. One rate for all has {100 * gain[0]:+.1f} ± {100 * gain[1]:.1f} "
+        f"points over a logistic regression on the frozen embeddings. The flattest bowl by loss is that of {flat}."
+    )
+
+
+def listed(names: list[str]) -> str:
+    return "; ".join(names) or "none"
 
 
 def shares(mean: float, half: float) -> str:

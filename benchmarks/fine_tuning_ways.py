@@ -115,6 +115,7 @@ def gradual(steps: int, rate: Any) -> optax.GradientTransformation:
     return olr.fine_tune(optax.adam(rate), multipliers, DEPTHS, starts=starts)
 
 
+@functools.cache  # an optimizer that is the same object is compiled once
 def methods(steps: int) -> dict[str, Method]:
     lora = nnx.Any(nnx.LoRAParam, nnx.PathContains("head"))
     biases = nnx.Any(nnx.PathContains("bias"), nnx.PathContains("head"))

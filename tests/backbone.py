@@ -1,8 +1,10 @@
 """A backbone of some matrices and its low-rank adapters: a search whose lanes change little of what they hold."""
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import optax_lr as olr
 from optax_lr.engine import programs
@@ -24,6 +26,14 @@ def start():
         "down": matrices(WIDTH, RANK),
         "up": [np.zeros((RANK, WIDTH), np.float32)] * LAYERS,
     }
+
+
+def sharded_start(devices):
+    """The start, each matrix of the backbone split over so many devices; the adapters lie on each."""
+    mesh = jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,))
+    split, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    lying = {"backbone": split, "down": whole, "up": whole}
+    return {name: jax.device_put(each, lying[name]) for name, each in start().items()}
 
 
 BATCHES = np.random.default_rng(1).normal(size=(4, 2, WIDTH)).astype(np.float32)

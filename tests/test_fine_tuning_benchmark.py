@@ -93,6 +93,8 @@ def test_the_table_has_means_and_paired_intervals():
     np.testing.assert_allclose(row.over_base, ((low + high) / 2, (high - low) / 2))
     assert row.rate == pytest.approx(10 ** (-7 / 3)) and row.steps == size.steps / 2
     assert "| LoRA, rank 8 | 0.0046 | 91.4% ± 0.4% | +1.4 ± 0.4 | 1.020 ± 0.020 |" in bench.table(stored)
+    assert "(LoRA, rank 8), 0 are worse (none), and 0 cannot be told from it." in bench.said(stored)
+    assert "One rate for all has +30.0 ± 0.0 points" in bench.said(stored)
     assert "| logistic regression, frozen embeddings |  | 60.0% ± 0.0% |  |" in bench.table(stored)
 
 

@@ -30,6 +30,8 @@ import backbone
 from searches import BATCHES, DRAWING, SEARCHES, numbers
 found = {name: search() for name, search in (SEARCHES | DRAWING).items()}
 found["shared backbone"] = backbone.search()
+found["sharded backbone"] = backbone.search(params=backbone.sharded_start(4))
+assert "8 at once, sharded as their start, 4.0 MiB shared" in found["sharded backbone"].placement
 mesh = meshes.jax.make_mesh((4,), ("data",), axis_types=(meshes.AXES["Auto"],))
 folder = pathlib.Path(sys.argv[4])
 params, split = meshes.placed(mesh, P(None, "data")), meshes.split(mesh)
@@ -87,8 +89,10 @@ def test_both_hosts_have_the_whole_answer(hosts):
         np.testing.assert_array_equal(one[name], other[name], err_msg=name)
 
 
-def test_two_hosts_share_a_backbone_and_find_the_curves_of_one_device(hosts):
+@pytest.mark.parametrize("backbone_lies", ["shared", "sharded"])
+def test_two_hosts_share_a_backbone_and_find_the_curves_of_one_device(hosts, backbone_lies):
     expected = numbers(backbone.search(mesh=Mesh(np.array(jax.devices()[:1]), ("x",))))
     for host in hosts:
         for name, values in expected.items():
-            np.testing.assert_allclose(host[f"shared backbone/{name}"], values, rtol=2e-5, atol=1e-6)
+            found = host[f"{backbone_lies} backbone/{name}"]
+            np.testing.assert_allclose(found, values, rtol=2e-5, atol=1e-6)

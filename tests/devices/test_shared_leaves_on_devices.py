@@ -4,9 +4,8 @@ import jax
 import numpy as np
 import optax
 import pytest
-from backbone import BACKBONE, BATCHES, RATES, adapters, bytes_needed, search, start, train_only
-from jax.sharding import AxisType, Mesh, NamedSharding
-from jax.sharding import PartitionSpec as P
+from backbone import BACKBONE, BATCHES, RATES, adapters, bytes_needed, search, sharded_start, train_only
+from jax.sharding import Mesh
 from searches import assert_alike
 
 from optax_lr.engine import task
@@ -32,32 +31,23 @@ def test_each_device_holds_one_backbone(monkeypatch):
     assert bytes_needed(monkeypatch, **many) > one + 2.5 * BACKBONE
 
 
-def fsdp():
-    """The start, each matrix of the backbone split over all devices; adapters lie on each."""
-    mesh = jax.make_mesh((8,), ("data",), axis_types=(AxisType.Auto,))
-    spread, whole = NamedSharding(mesh, P("data")), NamedSharding(mesh, P())
-    return {
-        name: jax.device_put(each, spread if name == "backbone" else whole) for name, each in start().items()
-    }
-
-
 @pytest.mark.parametrize("optimizer", [adapters, train_only])
 def test_lanes_over_a_sharded_backbone_ride_in_one_vmap(optimizer):
-    found = search(params=fsdp(), optimizer=optimizer, seeds=2, eval_batch=BATCHES[0])
+    found = search(params=sharded_start(8), optimizer=optimizer, seeds=2, eval_batch=BATCHES[0])
     assert found.placement == "8 lanes x 2 seeds, 8 at once, sharded as their start, 4.0 MiB shared by all"
     assert_alike(search(mesh=one_device(), optimizer=optimizer, seeds=2, eval_batch=BATCHES[0]), found)
 
 
 def test_no_lane_copies_a_sharded_backbone(monkeypatch):
-    one = bytes_needed(monkeypatch, rates=RATES[:1], params=fsdp())
+    one = bytes_needed(monkeypatch, rates=RATES[:1], params=sharded_start(8))
     # Eight lanes have adapters and their moments of a third of a backbone.
-    assert bytes_needed(monkeypatch, params=fsdp()) <= one + 0.6 * BACKBONE
+    assert bytes_needed(monkeypatch, params=sharded_start(8)) <= one + 0.6 * BACKBONE
     monkeypatch.setattr(task, "unchanged", lambda closed, count: [False] * count)
-    assert bytes_needed(monkeypatch, params=fsdp(), lanes_at_once=8) > one + 1.5 * BACKBONE
+    assert bytes_needed(monkeypatch, params=sharded_start(8), lanes_at_once=8) > one + 1.5 * BACKBONE
 
 
 def test_lanes_over_a_sharded_backbone_resume_after_a_kill(tmp_path):
-    options = {"params": fsdp(), "eval_batch": BATCHES[0]}
+    options = {"params": sharded_start(8), "eval_batch": BATCHES[0]}
 
     def killed(runs):
         raise KeyboardInterrupt
@@ -71,5 +61,5 @@ def test_lanes_over_a_sharded_backbone_resume_after_a_kill(tmp_path):
 
 
 def test_lanes_that_are_mostly_their_own_go_one_after_the_other():
-    found = search(params=fsdp(), optimizer=optax.sgd)
+    found = search(params=sharded_start(8), optimizer=optax.sgd)
     assert "one after the other, sharded as their start" in found.placement
