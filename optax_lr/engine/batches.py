@@ -80,7 +80,8 @@ def batch_order(num_batches: int, num_steps: int, seed: int, bits: np.ndarray) -
 
 
 def read_batches(batches: PyTree | Iterable[PyTree], count: int) -> tuple[PyTree, int]:
-    """Batches as host arrays with leading axis [batches], and how many there are; of an iterable at most `count`.
+    """Batches as host arrays with leading axis [batches], and how many there are; a list is read whole, of another
+    iterable at most `count`.
 
     Arrays of JAX that lie on several devices stay where they are. An iterable is read once and copied once.
 
@@ -94,8 +95,10 @@ def read_batches(batches: PyTree | Iterable[PyTree], count: int) -> tuple[PyTree
         _refuse_what_is_no_number("batches", batches)
     if not isinstance(batches, Iterable) or isinstance(batches, Mapping):
         raise ValueError(f"batches must be arrays or an iterable of batches, got a {type(batches).__name__}.")
-    store = _Store(count)
-    for batch in itertools.islice(batches, count):
+    # A list is in memory: seeds permute all of it, as they do an array.
+    most = max(count, len(batches)) if isinstance(batches, list) else count
+    store = _Store(most)
+    for batch in itertools.islice(batches, most):
         store.add(batch)
     return store.stacked(), store.size
 

@@ -111,9 +111,9 @@ def lr_find(
         Floating arrays are trained; all other leaves are put aside and put back.
       optimizer: `learning_rate -> optax.GradientTransformation`, such as `optax.adam`. It is called with a
         schedule, which it reads by its own clock, as in your training; one that takes none, with traced numbers.
-      batches: an array, tuple or mapping of arrays with leading axis [steps], or a list or other iterable of
-        batches, endless or not, of which as many as the longest run has steps are read once. Seed 0 takes them
-        in order, the others permuted.
+      batches: an array, tuple or mapping of arrays with leading axis [steps], or a list of batches, or another
+        iterable of them, endless or not, of which as many as the longest run has steps are read once. Seed 0 takes
+        them in order, the others permuted.
       eval_batch: validation data; with it rates are judged by validation loss, which is `loss_fn`'s unless
         there is an `eval_fn`. A key is then the same at every evaluation, and a new model state is dropped.
       horizon: how many steps the coming run has, or `Epochs`; by default as many as the schedule's own, where it

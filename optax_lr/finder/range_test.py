@@ -63,7 +63,7 @@ def lr_range_test(
       num_steps: how many steps the ramp has, at least 2, or `Epochs`.
       shape: "exponential" or "linear".
       smoothing: the weight of the past, in [0, 1); 0 takes losses as they come.
-      stop_factor: above 1.
+      stop_factor: above 1; at infinity only what is not finite stops the test.
       eval_batch: validation data, evaluated after every step; its loss is then smoothed, too, and stops the test.
       seeds: how many runs of the ramp there are; seed 0 takes the batches in order.
       check_runs: how many runs at constant rates may check what the ramp shows, each of `num_steps` steps on every
@@ -97,7 +97,7 @@ def lr_range_test(
     problem, engine = given(loss_fn, model_state is not None, options)
     points = int(checks.steps("num_steps", steps_of("num_steps", num_steps, batches), minimum=2, whole=True))
     decay = checks.concrete("smoothing", smoothing, minimum=0, below=1)
-    factor = checks.concrete("stop_factor", stop_factor, above=1)
+    factor = np.inf if stop_factor == np.inf else checks.concrete("stop_factor", stop_factor, above=1)
     runs, most = (
         checks.size("seeds", seeds),
         int(checks.steps("check_runs", check_runs, minimum=0, whole=True)),
