@@ -34,6 +34,7 @@ class Judged(NamedTuple):
     Attributes:
       steps: how many.
       heights: float64 [seeds, lanes]; NaN at rates where any run was lost.
+      losses: float64 [seeds, lanes], what the heights are above the reference with it; finite where they are.
       noise: the deviation that batches leave in each height, [seeds, lanes]; 0 of validation losses.
       rounding: the height that float32 may make of nothing.
       known: whether the curve holds the loss without training; else the smallest rate stands in for it, and nobody
@@ -42,6 +43,7 @@ class Judged(NamedTuple):
 
     steps: int
     heights: np.ndarray
+    losses: np.ndarray
     noise: np.ndarray
     rounding: float
     known: bool
@@ -58,14 +60,20 @@ class Judged(NamedTuple):
 
     @property
     def doubt(self) -> float:
-        """How far a mean height may be from 0 by noise alone: that of the best rate, or of those beside it, too."""
+        """How far a mean height may be from 0 by noise alone: that of the best rate, or of those beside it, too.
+
+        Starts may differ by more than anybody learns. Where all runs of the best rate end below their own, it is
+        how far their ends differ, if that is less: what moves at random ends as far apart as it began.
+        """
         from scipy.special import stdtrit  # a third of a second that `import optax_lr` need not take
 
         seeds, best = len(self.heights), int(np.nanargmin(self.heights.mean(axis=0)))
         around = self.heights[:, max(0, best - 1) : best + 2]
+        all_fell = bool((self.heights[:, best] < 0).all())
+        ends = [self.losses[:, [best]]] if all_fell else []
         errors = [0.0] if seeds == 1 else [
             stdtrit(freedom, LEARNED_LEVEL) * np.sqrt(((some - some.mean(axis=0)) ** 2).sum() / freedom)
-            for some in (self.heights[:, [best]], around[:, np.isfinite(around).all(axis=0)])
+            for some in (self.heights[:, [best]], around[:, np.isfinite(around).all(axis=0)], *ends)
             if (freedom := (seeds - 1) * some.shape[1])
         ]  # fmt: skip
         batches = 2 * np.sqrt((self.noise[:, best] ** 2).mean())
@@ -166,6 +174,6 @@ def _points(curve: LRCurve) -> list[Judged]:
             heights = _above(losses, known)
             if not validated and heights.shape[-1] > 1:
                 noise = heights.std(axis=-1, ddof=1) / np.sqrt(heights.shape[-1])
-            means = heights.mean(axis=-1)
-        found.append(Judged(steps, means, noise, rounding, curve.reference is not None))
+            means, ends = heights.mean(axis=-1), losses.astype(np.float64).mean(axis=-1)
+        found.append(Judged(steps, means, ends, noise, rounding, curve.reference is not None))
     return found

@@ -146,3 +146,34 @@ def test_the_backward_pass_is_left_out():
         for compiled in (programs.of, programs.looks)
     )
     assert looks < 0.45 * trains
+
+
+def ends_of(starts, ends, rates=(0.01, 0.1, 1.0)):
+    """A curve of rates of which the middle one ends so, the first moves little and the last nothing."""
+    starts, ends = np.float32(starts), np.float32(ends)
+    losses = np.stack([starts - 0.01, ends, starts], axis=1)[..., None]
+    return olr.LRCurve(
+        np.array(rates), np.repeat(starts[:, None, None], len(rates), 1), losses, np.array([1], np.int32),
+        np.full((len(starts), len(rates)), -1, np.int32), reference=starts,
+    )  # fmt: skip
+
+
+def test_starts_that_differ_and_end_alike_have_learned():
+    found = olr.suggest.lowest_loss(ends_of([400.0, 2.0, 9.0], [0.5, 0.6, 0.55]))
+    assert found.learning_rate == pytest.approx(0.1, rel=0.5) and "No rate learned" not in found.reason
+
+
+@pytest.mark.parametrize("ends", [[39.0, 1.9, 9.5], [39.0, 2.1, 8.9]])
+def test_ends_as_far_apart_as_starts_or_above_their_own_have_not(ends):
+    assert "No rate learned" in olr.suggest.lowest_loss(ends_of([40.0, 2.0, 9.0], ends)).reason
+
+
+def test_a_search_of_starts_that_differ_widely_has_learned(recwarn):
+    def start(key):
+        return 10.0 ** (2 * jax.random.normal(key)) * jnp.ones(3)
+
+    found = olr.lr_find(
+        lambda params, batch: jnp.mean(params**2) + jnp.mean(batch), start, optax.sgd, np.zeros((50, 1)),
+        num_steps=50, progress=False,
+    )  # fmt: skip
+    assert found.learning_rate > 0.1 and not recwarn.list
