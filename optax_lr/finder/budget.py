@@ -237,6 +237,7 @@ class Budgeted(Policy):
             curve=longest,
             at_edge=beliefs[-1].best in (0, len(self.grid) - 1),
             shorter=shorter,
+            horizon=self.spend.horizon,
             **common,
         )
 

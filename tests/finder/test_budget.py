@@ -65,6 +65,12 @@ def test_no_budget_is_overspent(form, budget):
     assert 0 < found.low <= found.learning_rate <= found.high < np.inf
 
 
+def test_the_answer_is_carried_on_from_its_horizon():
+    found = find(budget=0.5)
+    assert found.curve.losses.shape[-1] < found.horizon == HORIZON
+    assert olr.lr_transfer(found, horizon=HORIZON).learning_rate == found.learning_rate
+
+
 def bowl(octave, steps, seed, edge):
     """A closed form: the best octave falls by half for each doubling, runs above an edge are lost."""
     halvings = np.log2(1000 / steps)
