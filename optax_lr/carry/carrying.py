@@ -14,7 +14,7 @@ from .. import checks
 from ..learning_rate import ScaleByLearningRateState, is_set
 from ..snapshots.transformation import SnapshotAtCycleEndsState
 from .counts import check_counts, late_counters
-from .leaves import CODE, LATE, RATE, SCALE, Leaf, by_node, kinds, like, located, shown
+from .leaves import CODE, LATE, RATE, SCALE, SNAPSHOTS, Leaf, by_node, kinds, like, located, shown
 from .numbers import changed_numbers, with_rates
 
 
@@ -161,9 +161,9 @@ class _Carried:
     def _first(self, leaf: Leaf, new: list[Leaf]) -> str:
         """What starts anew: of a parameter beside others that go on, with the count that it comes under."""
         kept = [each for each in new if each.node == leaf.node and each.name in self.found[leaf.node]]
-        if not leaf.is_moment or not any(each.is_moment for each in kept):
+        if leaf.kind == SNAPSHOTS or not leaf.is_moment or not any(each.is_moment for each in kept):
             return leaf.field
-        counts = [self.found[leaf.node][each.name].value for each in kept if each.is_clock]
+        counts = [self.found[leaf.node][each.name].value for each in kept if each.field == "count"]
         under = f" (zeros under the count {shown(counts[0])})" if counts else ""
         return f"{leaf.field} of {'/'.join(leaf.name[1:])}{under}"
 

@@ -12,6 +12,7 @@ from .. import checks
 from ..types import PyTree
 
 RATE, LATE, SCALE = "ScaleByLearningRateState", "UnfreezeAtState", "ScaleByLabelState"
+SNAPSHOTS = "SnapshotAtCycleEndsState"
 # What code says, and a state only repeats: kinds of state and their fields.
 CODE = {("ZeroUntilState", "starts"), ("InjectStatefulHyperparamsState", "hyperparams")}
 _CLOCKS = ("count", "gradient_step")

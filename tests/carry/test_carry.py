@@ -86,6 +86,16 @@ def test_a_new_head_under_an_old_count_is_named_and_a_start_gives_it_a_count_of_
     np.testing.assert_allclose(moved, alone, rtol=1e-5)
 
 
+def test_empty_slots_and_accumulated_gradients_are_under_no_count():
+    few, more = (optax.chain(optax.sgd(0.1), olr.snapshot_at_cycle_ends(2, slots)) for slots in (1, 2))
+    carried = olr.carry_state(train(few, few.init(PARAMS), range(5))[1], more, PARAMS)
+    assert carried.reset == ("1 SnapshotAtCycleEndsState: snapshots",)
+    steps = optax.MultiSteps(optax.sgd(0.1), 2).gradient_transformation()
+    state = train(steps, steps.init(PARAMS), range(3))[1]
+    carried = olr.carry_state(state, steps, {**PARAMS, "head": jnp.ones(3)})
+    assert carried.reset == ("MultiStepsState: acc_grads of head",)
+
+
 def test_a_rate_that_was_set_gives_way_to_the_code_and_is_told():
     tx = olr.visible(optax.adam)(SHORT)
     state = olr.set_learning_rate(train(tx, tx.init(PARAMS), range(4))[1], 1e-5)
