@@ -70,7 +70,7 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     source = page.file.src_uri
     if source.startswith("reference/"):
         return _with_names(markdown)
-    if not any(how.strip() != "shown" for how, _ in FENCE.findall(markdown)):
+    if not FENCE.search(markdown):
         return markdown
     words, pictures = _cached(markdown, pathlib.PurePath(source).stem)
     for name, content in pictures.items():

@@ -65,6 +65,8 @@ def test_page(page, browser, address):
     said = [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
     assert said == []
     assert browser.execute_script(BROKEN) == []
+    words = browser.execute_script("return document.body.textContent")
+    assert not [how for how in ("shown", "hidden", "picture", "drawing") if f"python {how}" in words]
     links = set(browser.execute_script(LINKS))
     assert [link for link in sorted(links) if leads_nowhere(link, address)] == []
     outside = [link for link in browser.execute_script(
