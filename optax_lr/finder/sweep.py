@@ -109,7 +109,8 @@ def lr_sweep(
     if num_steps is None and not is_stacked(batches):
         steps = posed.data.num_batches
     table = tables.of_peaks(schedule, wanted["learning_rate"], steps, posed.first)
-    evals = [] if eval_batch is None else _evals(eval_every, steps)
+    every = _evals(eval_every, steps)
+    evals = [] if eval_batch is None else every
     settings = {"lanes": digest([wanted, table]), "num_steps": steps, "eval_steps": evals, "seeds": runs}
     opening = Opening(
         lane=lane,
