@@ -42,7 +42,7 @@ def placed(layout: Layout, data: Data, constants: Mapping[str, list[Any]], resid
     return Arrays(
         start=functools.cache(lambda seeds: put(data.start_of, data.start_per_seed, seeds)),
         batches=batches,
-        eval_batch=functools.cache(lambda seeds: put(data.eval_batch_of, data.folds > 1, seeds)),
+        eval_batch=functools.cache(lambda seeds: put(data.eval_batch_of, data.folds is not None, seeds)),
         constants={
             name: jax.device_put(values, where) if layout.mesh is None else layout.put(values, ALL)
             for name, values in constants.items()

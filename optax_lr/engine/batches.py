@@ -29,10 +29,11 @@ class Data(NamedTuple):
 
     Attributes:
       start: what every lane starts from; with leading axis [starts] where `start_per_seed`.
-      batches: arrays with leading axis [batches], all folds one after the other.
+      batches: arrays with leading axis [batches].
       num_batches: how many of them each seed goes round.
-      folds: into how many parts the batches fall, one a seed; 1 where all seeds share them.
-      eval_batch: validation data; with leading axis [seeds] where `folds` is above 1.
+      folds: which batches a seed goes round, [folds, num_batches]; seeds go round the folds, too. None where all
+        seeds share all batches.
+      eval_batch: validation data; with leading axis [folds] where there are `folds`.
       streamed: whether they came one by one, and stay on the host where memory is short.
       bits: those of the random key that orders and the keys of steps come from.
       key_impl: the kind of that key.
@@ -44,7 +45,7 @@ class Data(NamedTuple):
     bits: UInt32[np.ndarray, "words"]
     key_impl: str
     start_per_seed: bool = False
-    folds: int = 1
+    folds: Int[np.ndarray, "folds num_batches"] | None = None
     eval_batch: PyTree = None
     streamed: bool = False
 
@@ -54,15 +55,18 @@ class Data(NamedTuple):
 
     def eval_batch_of(self, seed: int) -> PyTree:
         """The validation data of a seed."""
-        return self.eval_batch if self.folds == 1 else jax.tree.map(lambda leaf: leaf[seed], self.eval_batch)
+        if self.folds is None:
+            return self.eval_batch
+        fold = seed % len(self.folds)
+        return jax.tree.map(lambda leaf: leaf[fold], self.eval_batch)
 
     def order(self, seed: int, num_steps: int) -> Int[np.ndarray, "steps"]:
         """Which batch each step of a seed reads: seed 0 in the given order, the others permuted.
 
         Batches are gone through again where they run out, in a new order by every seed but 0.
         """
-        first = seed * self.num_batches if self.folds > 1 else 0
-        return first + batch_order(self.num_batches, num_steps, seed, self.bits)
+        order = batch_order(self.num_batches, num_steps, seed, self.bits)
+        return order if self.folds is None else self.folds[seed % len(self.folds)][order]
 
     def key(self, seed: int) -> UInt32[np.ndarray, "words"]:
         """The bits of a seed's key, drawn on the host: nothing is compiled for it."""

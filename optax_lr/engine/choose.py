@@ -68,7 +68,7 @@ def choose(
     mesh: Mesh | None,
 ) -> Choice:
     """The layout of a search of about so many lanes and seeds, before its memory is known."""
-    common: dict[str, Any] = {"starts": data.start_per_seed, "folds": data.folds > 1}
+    common: dict[str, Any] = {"starts": data.start_per_seed, "folds": data.folds is not None}
     if form.mesh is not None:
         window, width = min(longest, GRID_WINDOW), _together(form, lanes, lanes_at_once)
         layout = Layout(

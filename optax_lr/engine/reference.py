@@ -43,7 +43,7 @@ def plan_of(known: Reference, plan: Plan, wanted: Wanted, form: Form, data: Data
     elif form.repeats:
         steps, evals = 1, (1,)
     every_batch = wanted.judge == "evals" or data.num_batches <= wanted.longest
-    if form.repeats and not data.start_per_seed and every_batch:
+    if form.repeats and not data.start_per_seed and data.folds is None and every_batch:
         seeds = [] if len(known.seeds) else seeds[:1]
     if not seeds:
         return None

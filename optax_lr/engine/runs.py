@@ -64,10 +64,12 @@ class Judgment(NamedTuple):
     Attributes:
       metric: the name of a report, of evaluations where there are any, else of training steps.
       mode: whether it is better when low, "min", or when high, "max".
+      folds: on how many parts of the data, each left out of training in turn; 1 where all seeds share validation.
     """
 
     metric: str = "loss"
     mode: Literal["min", "max"] = "min"
+    folds: int = 1
 
 
 LOW_LOSS = Judgment()

@@ -173,14 +173,14 @@ def _data(
 ) -> Data:
     bits, impl = root_bits(key)
     if per_seed:
-        folds = checks.leading_axis("batches", batches)
-        one = jax.tree.map(lambda leaf: leaf[0], batches)
+        one, many = jax.tree.map(lambda leaf: leaf[0], batches), checks.leading_axis("batches", batches)
         count = checks.leading_axis("batches", one)
+        folds = np.arange(many * count, dtype=np.int32).reshape(many, count)
         stacked: PyTree = jax.tree.map(
             lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), host_arrays("batches", batches)
         )
     else:
-        folds, (stacked, count) = 1, read_batches(batches, num_steps)
+        folds, (stacked, count) = None, read_batches(batches, num_steps)
     return Data(
         start=carry,
         batches=stacked,

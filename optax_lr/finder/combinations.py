@@ -74,7 +74,7 @@ class Combinations(Policy):
         best = ended[int(heights.mean(axis=0).argmin())]
         return dataclasses.replace(
             found[best],
-            reason=f"{found[best].reason[:-1]}{self._said(ended, best, heights)}.",
+            reason=f"{found[best].reason[:-1]}{self._said(ended, best, heights, runs.judgment.folds)}.",
             hyperparameters={name: values[best].item() for name, values in self.axes.items()},
             combinations=curve_of(runs.where(stage=0)) if self.count > 1 else None,
             lane_steps=runs.price,
@@ -115,7 +115,8 @@ class Combinations(Policy):
         stages = [stage for stage in set(runs.columns["stage"].tolist()) if self.phase(stage) == phase]
         curves = [curve_of(self.of(runs, which).where(stage=stages)) for which in left]
         heights = _lowest(curves)
-        above = excess(heights) > noise_threshold(heights, SEARCH_LEVEL, CLEARLY_WORSE)
+        folds = runs.judgment.folds
+        above = excess(heights) > noise_threshold(heights, SEARCH_LEVEL, CLEARLY_WORSE, folds)
         return [which for which, worse in zip(left, above, strict=True) if not worse]
 
     def _joined(self, asked: Mapping[int, Asked]) -> Asked:
@@ -134,14 +135,14 @@ class Combinations(Policy):
         description = next(iter(asked.values())).description
         return Asked(joined, description if self.count == 1 else f"{description}, {len(asked)} combinations")
 
-    def _said(self, ended: Sequence[int], best: int, heights: np.ndarray) -> str:
+    def _said(self, ended: Sequence[int], best: int, heights: np.ndarray, folds: int) -> str:
         """Which combination is the best, of how many, and which cannot be told from it."""
         if self.count == 1:
             return ""
         dropped = self.count - len(ended)
         words = f"; {self._named(best)} is the best of {self.count} combinations"
         words += f", of which {dropped} clearly worse in shorter runs" if dropped else ""
-        near = excess(heights) <= noise_threshold(heights, INTERVAL_LEVEL)
+        near = excess(heights) <= noise_threshold(heights, INTERVAL_LEVEL, folds=folds)
         alike = [
             self._named(which) for which, close in zip(ended, near, strict=True) if close and which != best
         ]

@@ -55,13 +55,22 @@ def near_best(heights: np.ndarray) -> np.ndarray:
     return heights[:, excess(heights) <= NEAR * fall_of(heights)]
 
 
-def noise_threshold(heights: np.ndarray, level: float, tolerance: float = TOLERANCE) -> float:
+def of_mean(seeds: int, folds: int) -> float:
+    """The variance of a mean over the seeds, in units of that of one run.
+
+    Parts that validate in turn share most of what they are trained on, so their mean is less sure than that of
+    independent runs: 1 / seeds + 1 / (folds - 1), after Nadeau and Bengio 2003, equation 7.
+    """
+    return 1 / seeds + (1 / (folds - 1) if folds > 1 else 0.0)
+
+
+def noise_threshold(heights: np.ndarray, level: float, tolerance: float = TOLERANCE, folds: int = 1) -> float:
     """Up to which excess a rate cannot be told from the best: noise, or a share of what the best fell."""
     from scipy.special import stdtrit  # a third of a second that `import optax_lr` need not take
 
     fall, near = fall_of(heights), near_best(heights)
-    freedom = _freedom(near)
-    noise = stdtrit(freedom, level) * pooled_deviation(near) * np.sqrt(2 / len(heights)) if freedom else 0.0
+    freedom, spread = _freedom(near), np.sqrt(2 * of_mean(len(heights), folds))
+    noise = stdtrit(freedom, level) * pooled_deviation(near) * spread if freedom else 0.0
     return float(max(noise, tolerance * fall))
 
 

@@ -36,6 +36,7 @@ class LRCurve:
       checked: of a range test, the short runs at constant rates that check it, or None.
       metric: the report by which runs are judged: of validation where there is any, else of training steps.
       mode: "min" where it is better when low, "max" when high.
+      folds: on how many parts of the data, each left out of training in turn, seeds were judged; 1 on shared data.
     """
 
     learning_rates: Float[np.ndarray, "lanes"]
@@ -53,6 +54,7 @@ class LRCurve:
     checked: "LRCurve | None" = None
     metric: str = "loss"
     mode: Literal["min", "max"] = "min"
+    folds: int = 1
 
     @property
     def lanes(self) -> dict[str, np.ndarray]:
@@ -205,9 +207,9 @@ class LRCurve:
 
 
 LANES_IN_TABLE = 16
-_WORDS = ("placement", "metric", "mode")
+_WORDS = ("placement", "metric", "mode", "folds")
 _FIELDS = ("learning_rates", "losses", "eval_losses", "eval_steps", "diverged_at", "reference", *_WORDS)
-_OPTIONAL = ("eval_losses", "reference", "metric", "mode")
+_OPTIONAL = ("eval_losses", "reference", "metric", "mode", "folds")
 _NAMED = ("metrics", "eval_metrics", "hyperparameters")
 # Which axis of a curve's arrays counts its lanes.
 _LANE_AXES = {
@@ -331,6 +333,7 @@ def _refuse_to_merge(mine: LRCurve, theirs: LRCurve, but_for: str | None = None)
             "validation metrics": sorted(curve.eval_metrics),
             "hyperparameters": sorted(curve.lanes),
             "metric that judges": (curve.metric, curve.mode),
+            "folds": curve.folds,
         }
 
     others = agreement(theirs)

@@ -162,7 +162,9 @@ def _lost(curve: LRCurve) -> tuple[np.ndarray, np.ndarray]:
     above = means - means[best]
     untrained = untrained_loss(curve).value
     fall = np.full_like(means, untrained - means[best])
-    lost = np.where(above > noise_threshold(losses - untrained, SEARCH_LEVEL), share(above, fall), 0.0)
+    lost = np.where(
+        above > noise_threshold(losses - untrained, SEARCH_LEVEL, folds=curve.folds), share(above, fall), 0.0
+    )
     return np.broadcast_to(lost, losses.shape), np.broadcast_to(sides[:, None], (2, *losses.shape))
 
 

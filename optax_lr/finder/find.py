@@ -15,7 +15,6 @@ import optax
 from .. import checks
 from ..engine.checkpoints import digest
 from ..engine.lengths import Epochs, steps_of
-from ..engine.reference import Wanted
 from ..engine.runs import Judgment, Runs
 from ..engine.session import Opening
 from ..schedules.named import length_of
@@ -24,8 +23,9 @@ from . import ceilings, tables
 from .budget import Budgeted, Spending, spending
 from .combinations import Combinations
 from .finalists import Scheduled
-from .grids import combinations_of
-from .inputs import pose
+from .folds import folds_wanted
+from .grids import combinations_of, first_of
+from .inputs import Posed, pose
 from .policies import Bounds, Constant, Policy, Quick, Tables, quick_lengths
 from .problem import Problem
 from .search import (
@@ -62,6 +62,7 @@ def lr_find(
     max_full_horizon: int = 5000,
     num_steps: int | Epochs | None = None,
     seeds: int | None = None,
+    folds: int | None = None,
     key: Array | None = None,
     min_learning_rate: float = 1e-6,
     max_learning_rate: float = 10.0,
@@ -134,7 +135,12 @@ def lr_find(
       num_steps: how many steps lanes at constant rates take, and what the runs of a quick search are reckoned in,
         which with three seeds takes about 100 times as many in all: 100, or 50 before finalists. There must be as
         many batches; left out, and in longer runs, batches that run out are gone through again.
-      seeds: how many runs each rate has, 3 by default; finalists that cannot be told apart have as many again.
+      seeds: how many runs each rate has, 3 or as many as `folds`; finalists that cannot be told apart have as many
+        again.
+      folds: in place of `eval_batch`, into how many parts the batches fall, at least 2, so that small data can be
+        judged: each seed trains without one of them and is judged on it. A part is a run of as many batches as
+        there are in a `folds`-th, joined along the first axis of their arrays, so shuffle data that are sorted; a
+        rest of batches always trains. The interval knows that parts which train in turn are no independent data.
       key: where random starts and orders come from; `jax.random.key(0)` by default.
       min_learning_rate, max_learning_rate: the rates to search between.
       stop_factor: how far a lane's loss may rise before the lane is stopped; see `sweep`.
@@ -191,12 +197,12 @@ def lr_find(
     low, high = bounds(min_learning_rate, max_learning_rate)
     problem, engine = given(loss_fn, model_state is not None, options)
     length = _length(schedule, horizon, batches)
-    factor, judgment = ceilings.factor_of(stop_factor), judgment_of(metric, mode)
-    _warn_without_validation(length, eval_batch)
+    factor, judgment = ceilings.factor_of(stop_factor), judgment_of(metric, mode, folds)
+    parts = _validation(length, eval_batch, folds)
     usual = min(QUICK_STEPS if schedule is None else COARSE_STEPS, length or QUICK_STEPS)
     steps = steps_of("num_steps", usual if num_steps is None else num_steps, batches)
     longest = checks.size("max_full_horizon", max_full_horizon)
-    runs = checks.size("seeds", 3 if seeds is None else seeds)
+    runs = checks.size("seeds", (parts or 3) if seeds is None else seeds)
     rates = checks.size("finalists", 3 if finalists is None else finalists)
     axes = combinations_of(lanes)
     left_out = {"num_steps": num_steps, "seeds": seeds, "finalists": finalists}
@@ -204,16 +210,14 @@ def lr_find(
     within = Bounds(low, high)
     make = functools.partial(_policy, within, axes, spend, steps, length, schedule, runs, rates, longest)
     plan = make(0)
-    others = {name: values[0] for name, values in axes.items()}
-    lane = example_lane({"learning_rate": low, **others}, plan.longest)
+    lane = example_lane({"learning_rate": low, **first_of(axes)}, plan.longest)
     starts = 2 * runs if spend is None else spend.most_seeds
     posed = pose(
         problem, params, optimizer, batches, model_state=model_state, opt_state=opt_state, eval_batch=eval_batch,
-        lane=lane, by_name=bool(axes), read=plan.longest, seeds=starts, key=key,
+        lane=lane, by_name=bool(axes), read=plan.longest, seeds=starts, key=key, folds=parts,
     )  # fmt: skip
     plan = make(posed.first)
-    reference = without_training(posed, plan.longest, plan.evals)
-    opening = _opening(plan, lane, low, high, runs if spend is None else 1, factor, reference, judgment)
+    opening = _opening(plan, lane, low, high, runs if spend is None else 1, factor, posed, judgment)
     return noting_bounds(search(posed, plan, engine, opening), low, high)
 
 
@@ -239,12 +243,15 @@ def _length(
     return length
 
 
-def _warn_without_validation(horizon: int | None, eval_batch: PyTree) -> None:
-    if horizon is not None and eval_batch is None:
+def _validation(horizon: int | None, eval_batch: PyTree, folds: int | None) -> int | None:
+    """Into how many parts the data fall, None where they do not; a warning where nothing validates a long run."""
+    parts = folds_wanted(folds, eval_batch)
+    if horizon is not None and eval_batch is None and parts is None:
         warnings.warn(
             "horizon without eval_batch: the training loss overestimates the rate where a model overfits.",
             stacklevel=3,
         )
+    return parts
 
 
 def _policy(
@@ -314,7 +321,7 @@ def _opening(
     high: float,
     seeds: int,
     stop_factor: float,
-    reference: Wanted,
+    posed: Posed,
     judgment: Judgment,
 ) -> Opening:
     """What a search's session must know; the first plan and the tables stand for what they depend on."""
@@ -334,7 +341,7 @@ def _opening(
         longest=policy.longest,
         ceilings=ceilings.of_search(stop_factor),
         keep=kept,
-        reference=reference,
+        reference=without_training(posed, policy.longest, policy.evals),
         judgment=judgment,
         settings={
             "search": type(alone).__name__,

@@ -96,3 +96,8 @@ def _numbers(name: str, values: Any, *, finite: bool = True) -> np.ndarray:
     if finite and not np.isfinite(numbers).all():
         raise ValueError(f"{name} must be finite numbers, got {numbers.tolist()}.")
     return numbers
+
+
+def first_of(lanes: Mapping[str, np.ndarray]) -> dict[str, np.generic]:
+    """The first of some lanes."""
+    return {name: values[0] for name, values in lanes.items()}

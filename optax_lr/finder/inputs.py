@@ -12,6 +12,7 @@ from ..engine.batches import Data, host_arrays, is_stacked, read_batches, root_b
 from ..engine.layout import context, mesh_of_user
 from ..engine.task import is_key
 from ..types import Array, PyTree
+from .folds import folds_of, left_out, length_of_all
 from .optimizer import TABLE, Factory, Lane, check_factory, count_of, forms_of
 from .problem import Problem, is_number
 from .training import Trainer, arrays, partition
@@ -75,6 +76,7 @@ def pose(
     read: int,
     seeds: int,
     key: Array | None,
+    folds: int | None = None,
 ) -> Posed:
     """Check and unpack what a user hands over.
 
@@ -82,11 +84,13 @@ def pose(
       lane: an example of those to come, with its table.
       read: how many batches are read at most, of an iterable.
       seeds: how many starts are drawn where `params` is a function.
+      folds: into how many parts the batches fall, each of which validates where the others train; None where
+        `eval_batch` does.
 
     Raises:
       ValueError: wrong input, in one sentence.
     """
-    if problem.eval_fn is not None and eval_batch is None:
+    if problem.eval_fn is not None and eval_batch is None and folds is None:
         raise ValueError("eval_fn needs eval_batch: the data that it is called with.")
     if eval_batch is not None and yields(eval_batch):
         _refuse_several(f"a {type(eval_batch).__name__}")
@@ -116,7 +120,7 @@ def pose(
         Trainer(problem, optimizer, by_name, form, (_flat(static), _flat(_static(states[0]))))
         for form in forms
     ]
-    data = _data(starts, batches, read, eval_batch, key, drawn=drawn)
+    data = _data(starts, batches, read, eval_batch, key, folds, drawn=drawn)
     begun, batch = starts[0], jax.tree.map(lambda leaf: leaf[0], data.batches)
     problem.refuse_if_it_does_not_take(trainers[0].params(begun), trainers[0].model_state(begun), batch)
     if problem.eval_fn is None and eval_batch is not None:
@@ -133,25 +137,31 @@ def _data(
     read: int,
     eval_batch: PyTree,
     key: Array | None,
+    folds: int | None,
     *,
     drawn: bool,
 ) -> Data:
     """The data of a search, batches read and the key of validations drawn."""
-    stacked, count = read_batches(batches, read)
+    stacked, count = read_batches(batches, read if folds is None else length_of_all(batches))
+    parts = None if folds is None else folds_of(count, folds)
     bits, impl = root_bits(key)
     with context(mesh_of_user(jax.tree.leaves(starts))):
         start = jax.tree.map(lambda *leaves: jnp.stack(leaves), *starts) if drawn else starts[0]
     with context(None):
         # Under a mesh that the user has set a drawn key lies on all of its devices.
         eval_key = jax.device_put(jax.random.fold_in(root_key(key), _EVAL_STREAM), jax.local_devices()[0])
+    validation = None if eval_batch is None else (host_arrays("eval_batch", eval_batch), eval_key)
+    if parts is not None:
+        validation = left_out(stacked, parts, count), jnp.stack([eval_key] * len(parts))
     return Data(
         start=start,
         batches=stacked,
-        num_batches=count,
+        num_batches=count if parts is None else parts.shape[1],
+        folds=parts,
         bits=bits,
         key_impl=impl,
         start_per_seed=drawn,
-        eval_batch=None if eval_batch is None else (host_arrays("eval_batch", eval_batch), eval_key),
+        eval_batch=validation,
         streamed=not is_stacked(batches),
     )
 

@@ -10,7 +10,15 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .comparison import fall_of, near_best, pooled_deviation, untrained_loss
+from .comparison import (
+    TOLERANCE,
+    fall_of,
+    near_best,
+    noise_threshold,
+    of_mean,
+    pooled_deviation,
+    untrained_loss,
+)
 from .curve import LRCurve, as_losses, points_of
 
 # A run is lost that ends above where it began, by more than this share of what the best rate fell, and by more than
@@ -37,6 +45,7 @@ class Judged(NamedTuple):
       losses: float64 [seeds, lanes], what the heights are above the reference with it; finite where they are.
       noise: the deviation that batches leave in each height, [seeds, lanes]; 0 of validation losses.
       rounding: the height that float32 may make of nothing.
+      folds: on how many parts of the data they were judged in turn; 1 where all seeds share the data.
       known: whether the curve holds the loss without training; else the smallest rate stands in for it, and nobody
         can tell whether anything was learned.
     """
@@ -47,6 +56,7 @@ class Judged(NamedTuple):
     noise: np.ndarray
     rounding: float
     known: bool
+    folds: int = 1
 
     @property
     def survives(self) -> bool:
@@ -77,7 +87,11 @@ class Judged(NamedTuple):
             if (freedom := (seeds - 1) * some.shape[1])
         ]  # fmt: skip
         batches = 2 * np.sqrt((self.noise[:, best] ** 2).mean())
-        return float(max(max(min(errors), batches) / np.sqrt(seeds), self.rounding))
+        return float(max(max(min(errors), batches) * np.sqrt(of_mean(seeds, self.folds)), self.rounding))
+
+    def noise_threshold(self, level: float, tolerance: float = TOLERANCE) -> float:
+        """Up to which excess a rate cannot be told from the best; see `comparison.noise_threshold`."""
+        return noise_threshold(self.heights, level, tolerance, self.folds)
 
     @property
     def learned(self) -> bool:
@@ -175,5 +189,5 @@ def _points(curve: LRCurve) -> list[Judged]:
             if not validated and heights.shape[-1] > 1:
                 noise = heights.std(axis=-1, ddof=1) / np.sqrt(heights.shape[-1])
             means, ends = heights.mean(axis=-1), losses.astype(np.float64).mean(axis=-1)
-        found.append(Judged(steps, means, ends, noise, rounding, curve.reference is not None))
+        found.append(Judged(steps, means, ends, noise, rounding, curve.reference is not None, curve.folds))
     return found

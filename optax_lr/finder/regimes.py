@@ -11,7 +11,6 @@ from .comparison import (
     excess,
     interval,
     lowest_lane,
-    noise_threshold,
     span_around,
     untrained_loss,
 )
@@ -95,9 +94,8 @@ def _good_of_ramp(curve: LRCurve, losses: np.ndarray) -> Span:
 def _good(curve: LRCurve, losses: np.ndarray) -> Span:
     untrained = untrained_loss(curve)
     best, above = lowest_lane(losses), excess(losses)
-    heights = judged(curve)[-1].heights
     fall = untrained.value - losses[:, best].mean()
     if fall <= 3 * untrained.error:
         raise ValueError("No rate learned.")
-    most = max(noise_threshold(heights, SEARCH_LEVEL, tolerance=0.0), SHARP * fall)
+    most = max(judged(curve)[-1].noise_threshold(SEARCH_LEVEL, tolerance=0.0), SHARP * fall)
     return interval(curve.learning_rates, above, most, span_around(above > most, best))

@@ -22,7 +22,6 @@ from .comparison import (
     excess,
     interval,
     lowest_lane,
-    noise_threshold,
     span_around,
 )
 from .curve import LRCurve, as_reported, judged_losses
@@ -74,7 +73,7 @@ def lowest_loss(curve: LRCurve) -> Suggestion:
         return _harmless(curve, end)
     heights, rates = end.heights, curve.learning_rates
     best, above = lowest_lane(heights), excess(heights)
-    noise = noise_threshold(heights, INTERVAL_LEVEL, tolerance=0.0)
+    noise = end.noise_threshold(INTERVAL_LEVEL, tolerance=0.0)
     most = max(noise, TOLERANCE * end.fall)
     if lost_above(heights, best):
         # Away from the edge, as far as noise cannot tell; half the way at most.
@@ -188,7 +187,7 @@ def rates_beside(curve: LRCurve) -> list[float]:
         return [float(rates[0] / BESIDE)]
     best = lowest_lane(end.heights)
     # What is alike to the bit has no neighbor that is clearly worse.
-    above, most = excess(end.heights), noise_threshold(end.heights, SEARCH_LEVEL)
+    above, most = excess(end.heights), end.noise_threshold(SEARCH_LEVEL)
     lacking = []
     for ratio in (1 / BESIDE, BESIDE):
         for count in range(1, MOST_BESIDE + 1):
@@ -238,7 +237,7 @@ def edge_rate(curve: LRCurve) -> float | None:
     best = lowest_lane(end.heights)
     ratio, lower = rates[best + 1] / rates[best], excess(end.heights)[max(0, best - 1)]
     slope = lower / np.log(rates[best] / rates[best - 1]) if best and np.isfinite(lower) else 0.0
-    promising = slope * np.log(ratio) / 2 > noise_threshold(end.heights, SEARCH_LEVEL, tolerance=0.0)
+    promising = slope * np.log(ratio) / 2 > end.noise_threshold(SEARCH_LEVEL, tolerance=0.0)
     return float(rates[best] * np.sqrt(ratio)) if ratio > (SHARP_EDGE if promising else EDGE) else None
 
 
@@ -246,7 +245,7 @@ def undecided(curve: LRCurve) -> bool:
     """True if a neighbor of the best rate may be better: the difference is within noise, and above a thousandth of
     what the best fell."""
     end, best = judged(curve)[-1], best_lane(curve)
-    most = noise_threshold(end.heights, SEEDS_LEVEL)
+    most = end.noise_threshold(SEEDS_LEVEL)
     left, right = span_around(excess(end.heights) > most, best)
     return left < right and most > TOLERANCE * end.fall
 

@@ -72,14 +72,14 @@ def given(loss_fn: Callable[..., Any] | Problem, with_state: bool, options: Mapp
     return Given(problem_of(loss_fn, with_state, of_problem), engine or Engine(**of_engine))
 
 
-def judgment_of(metric: str, mode: Literal["min", "max"]) -> Judgment:
+def judgment_of(metric: str, mode: Literal["min", "max"], folds: int | None = None) -> Judgment:
     """By what runs are judged, as a finder was given it.
 
     Raises:
       ValueError: `mode` is neither "min" nor "max".
     """
     checks.choice("mode", mode, ("min", "max"))
-    return Judgment(metric, mode)
+    return Judgment(metric, mode, folds or 1)
 
 
 def _refuse_unknown(metric: str, form: Form) -> None:

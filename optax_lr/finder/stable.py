@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from .comparison import SEEDS_LEVEL, noise_threshold, untrained_loss
+from .comparison import SEEDS_LEVEL, untrained_loss
 from .curve import LRCurve
 from .judging import judged
 from .rules import final_losses, refuse_more_axes
@@ -89,7 +89,7 @@ def _learned(curve: LRCurve, reference: float | None) -> np.ndarray:
     losses = final_losses(curve)
     untrained = untrained_loss(curve, reference)
     falls = untrained.value - losses.mean(axis=0)
-    noise = noise_threshold(judged(curve)[-1].heights, SEEDS_LEVEL, tolerance=0.0)
+    noise = judged(curve)[-1].noise_threshold(SEEDS_LEVEL, tolerance=0.0)
     error = np.hypot(untrained.error, noise / 2)
     with np.errstate(invalid="ignore"):
         return falls > max(2 * error, LEARNED * np.nanmax(falls), 0.0)

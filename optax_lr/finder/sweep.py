@@ -15,7 +15,7 @@ from ..engine.session import Opening
 from ..types import Array, PeakToSchedule, PyTree, ScalarLike
 from . import ceilings, tables
 from .curve import LRCurve
-from .grids import lanes_of
+from .grids import first_of, lanes_of
 from .inputs import pose
 from .optimizer import TABLE
 from .problem import Problem
@@ -91,7 +91,7 @@ def lr_sweep(
     problem, engine = given(loss_fn, model_state is not None, options)
     factor, runs = ceilings.factor_of(stop_factor), checks.size("seeds", seeds)
     steps = _length(batches, num_steps)
-    lane = example_lane({name: each[0] for name, each in wanted.items()}, steps)
+    lane = example_lane(first_of(wanted), steps)
     posed = pose(
         problem,
         params,

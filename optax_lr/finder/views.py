@@ -46,6 +46,7 @@ def curve_of(runs: Runs, placement: str = "") -> LRCurve:
         reference=_reference(runs, every, steps, asked),
         metric=runs.judgment.metric,
         mode=runs.judgment.mode,
+        folds=runs.judgment.folds,
     )
     return with_lost_runs(_with_further_losses(curve, runs, rows, list(place.values())))
 
@@ -80,7 +81,7 @@ def _reference(runs: Runs, seeds: Sequence[int], steps: int, asked: Sequence[int
 
 def final_loss(runs: Runs, row: int) -> float:
     """What a run is judged by at its end: its last validation, else its mean over the last quarter; low is good."""
-    steps, (metric, mode) = int(runs.columns["steps"][row]), runs.judgment
+    steps, (metric, mode, _) = int(runs.columns["steps"][row]), runs.judgment
     sign = -1.0 if mode == "max" else 1.0
     if runs.columns["stopped_at"][row] >= 0:
         return float("inf")
