@@ -87,23 +87,24 @@ def scores(problem: Problem, optimizer: str) -> dict[str, float]:
     return found
 
 
-def stored() -> dict[str, dict[str, float]]:
-    """The scores that are known, by problem; JSON's NaN stands for a loss without a fall."""
-    return json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
+def stored(path: pathlib.Path) -> dict[str, dict[str, float]]:
+    """The scores that are known, by problem; JSON's Infinity stands for a loss without a fall."""
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--only", type=int, nargs="+", default=list(range(len(CASES))), help="which problems")
     parser.add_argument("--anew", action="store_true", help="train what is stored already, too")
+    parser.add_argument("--file", type=pathlib.Path, default=RESULTS)
     chosen = parser.parse_args()
     cases = [CASES[at] for at in chosen.only]
     for problem, optimizer in cases:
         name = f"{problem.name}, {problem.model}, {optimizer}"
-        if chosen.anew or name not in stored():
-            both = {**stored(), name: scores(problem, optimizer)}
-            RESULTS.write_text(json.dumps(both, indent=1) + "\n")
-    known = stored()
+        if chosen.anew or name not in stored(chosen.file):
+            both = {**stored(chosen.file), name: scores(problem, optimizer)}
+            chosen.file.write_text(json.dumps(both, indent=1) + "\n")
+    known = stored(chosen.file)
     found = [known[f"{problem.name}, {problem.model}, {optimizer}"] for problem, optimizer in cases]
     for (problem, optimizer), row in zip(cases, found, strict=True):
         said = ", ".join(

@@ -9,6 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+import optax_lr as olr
+
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -76,12 +78,32 @@ def test_accelerators_runs_in_short_and_stores_what_it_found(tmp_path) -> None:
     assert ratios["AdamW"] == 1 and {"24 labels", "24 schedules", "local gains, momentum"} <= set(ratios)
 
 
+def test_cycles_learn_between_the_bounds_of_a_checked_ramp(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "bounds.json"
+    printed = run("benchmarks/cyclical_bounds.py", "--only", "5", "--file", str(path))
+    (name,) = measured = json.loads(path.read_text())
+    stored = json.loads((ROOT / "benchmarks" / "cyclical_bounds.json").read_text())
+    assert measured[name] == pytest.approx(stored[name], abs=0.02) and f"{name}: " in printed
+    table = dict(re.findall(r"^\| (.*?) \| (\d+) of 10 \|", run("benchmarks/cyclical_bounds.py"), re.M))
+    assert int(table["ramp of 100 steps, 5 short runs"]) >= 8 and int(table["runs of 200 steps"]) >= 8
+    assert table == {key: str(sum(each[key] < 0.1 for each in stored.values())) for key in table}
+    # Help and the page say so.
+    said = re.sub(r"\s+", " ", olr.suggest.cyclical_bounds.__doc__ or "")
+    words = "none one two three four five six seven eight nine ten".split()
+    for key, sentence in (
+        ("runs of 200 steps", "on {} where the bounds are read off runs of 200 steps"),
+        ("ramp of 100 steps", "on {} off a ramp of 100"),
+        ("ramp of 100 steps, 5 short runs", "on {} off that ramp where `check_runs=5`"),
+    ):
+        assert sentence.format(words[int(table[key])]) in said
+
+
 def test_rules_measures_again_what_it_stored() -> None:
-    printed = run("benchmarks/rules.py", *"--print --only blows_up saddles".split())
+    printed = run("benchmarks/rules.py", *"--print --only blows_up saddles bounds_on_ten_problems".split())
     figures = dict(re.findall(r"^(\w+), \d+ s: (\{.*\})$", printed, re.M))
     stored = json.loads((ROOT / "benchmarks" / "rules.json").read_text())
     assert {name: json.loads(each) for name, each in figures.items()} == {
-        name: stored[name] for name in ("blows_up", "saddles")
+        name: stored[name] for name in ("blows_up", "saddles", "bounds_on_ten_problems")
     }
 
 

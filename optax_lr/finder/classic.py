@@ -126,8 +126,8 @@ def cyclical_bounds(curve: LRCurve) -> tuple[float, float]:
     (0.01, 0.1)
 
     On ten small problems, cycles end within 10% of the best peak's validation loss on nine where the bounds are
-    read off runs of 200 steps, on four off a ramp of 100 (14% above it in the median); see
-    `benchmarks/cyclical_bounds.py`.
+    read off runs of 200 steps, on four off a ramp of 100 (14% above it in the median), and on nine off that ramp
+    where `check_runs=5` (`benchmarks/cyclical_bounds.py`).
 
     Source: Smith 2017 (arXiv:1506.01186), section 3.3: from where the accuracy begins to rise to where it slows,
     becomes ragged, or falls.
