@@ -17,6 +17,8 @@ from .curve import LRCurve, as_losses, as_reported
 TOLERANCE = 0.001
 # Rates that lost no more than this share of the fall of the best show the noise of seeds.
 NEAR = 0.25
+# Lanes within this factor of the best shape its parabola, whatever can be told apart.
+AROUND = 2.0
 # How sure a t-test must be that a rate is worse than the best: to end an interval, to need no more seeds, and to
 # look no further. (The first makes intervals hold the best in nine of ten searches; at 95% nearly all of them do.)
 INTERVAL_LEVEL, SEEDS_LEVEL, SEARCH_LEVEL = 0.75, 0.9, 0.95
@@ -99,6 +101,29 @@ def interval(rates: np.ndarray, above: np.ndarray, most: float, span: tuple[int,
         return float(rates[alike] * (rates[other] / rates[alike]) ** share)
 
     return crossing(left, left - 1), crossing(right, right + 1)
+
+
+def interval_around(rates: np.ndarray, above: np.ndarray, most: float, rate: float) -> tuple[float, float]:
+    """The interval around a rate, of which nothing is known but that it is as good as the best lane."""
+    place = int(np.searchsorted(rates, rate))
+    if place < len(rates) and np.isclose(rates[place], rate, rtol=1e-9):
+        rates, above = np.delete(rates, place), np.delete(above, place)
+    with_it, higher = np.insert(rates, place, rate), np.insert(above, place, 0.0)
+    return interval(with_it, higher, most, span_around(higher > most, place))
+
+
+def vertex(rates: np.ndarray, heights: np.ndarray, best: int, span: tuple[int, int]) -> float:
+    """The vertex of the parabola through the lanes around the best and those of a span."""
+    above = excess(heights)
+    near = np.abs(np.log(rates / rates[best])) <= np.log(AROUND) + 1e-6
+    near[max(0, best - 1) : best + 2] = True
+    near[span[0] : span[1] + 1] = True
+    near &= np.isfinite(above)
+    if near.sum() < 3:
+        return float(rates[best])
+    x = np.log(rates[near] / rates[best])
+    square, line, _ = np.polyfit(x, above[near], 2)
+    return float(rates[best] * np.exp(np.clip(-line / (2 * square), x[0], x[-1]) if square > 0 else 0.0))
 
 
 class Untrained(NamedTuple):

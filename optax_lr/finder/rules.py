@@ -21,8 +21,10 @@ from .comparison import (
     TOLERANCE,
     excess,
     interval,
+    interval_around,
     lowest_lane,
     span_around,
+    vertex,
 )
 from .curve import LRCurve, as_reported, judged_losses
 from .judging import Judged, judged
@@ -32,8 +34,6 @@ from .suggestion import Suggestion
 SLOPES = (-1.0, 0.0)
 # By how much the slope that was seen may differ from the one to come.
 UNSURE = 0.25
-# Lanes within this factor of the best shape its parabola, whatever can be told apart.
-AROUND = 2.0
 # A lane that lost this share of the fall of the best weighs e times less in the center of a curve.
 SOFTNESS = 0.004
 # The ratio of the lanes that surround the best of one length, and how many there are at most on either side.
@@ -52,8 +52,10 @@ def lowest_loss(curve: LRCurve) -> Suggestion:
 
     It is fitted by least squares to the lanes within a factor of 2 of the best and to those that noise cannot tell
     from it, its two neighbors at least: the less can be told apart, the more lanes count. Its vertex counts as one
-    of the lowest in the interval. Where the next higher rate diverged, the answer is the best rate itself; or below
-    it as far as noise cannot tell, by up to half the way to the lower rate: the next run may not survive as these.
+    of the lowest in the interval. Between close lanes it is no farther from the best one than noise of the seeds
+    hides: beside a sharp edge no parabola fits. Where the next higher rate diverged, the answer is the best rate
+    itself; or below it as far as noise cannot tell, by up to half the way to the lower rate: the next run may not
+    survive as these.
 
     Where no rate fell below the loss without training by more than noise explains, the reason says so, the interval
     is what cannot be told apart, and the answer is the largest harmless rate below the highest that was tried.
@@ -81,8 +83,8 @@ def lowest_loss(curve: LRCurve) -> Suggestion:
         rate = float(np.clip(np.sqrt(rates[best] * rates[max(0, best - 1)]), away, rates[best]))
         low, high = interval(rates, above, most, span_around(above > most, best))
     else:
-        rate = _bottom(rates, heights, best, span_around(above > noise, best))
-        low, high = _around(rates, above, most, rate)
+        rate = _no_worse(vertex(rates, heights, best, span_around(above > noise, best)), rates, end)
+        low, high = interval_around(rates, above, most, rate)
     return Suggestion(
         learning_rate=rate,
         low=low,
@@ -368,27 +370,14 @@ def refuse_more_axes(curve: LRCurve) -> None:
         )
 
 
-def _bottom(rates: np.ndarray, heights: np.ndarray, best: int, span: tuple[int, int]) -> float:
-    """The vertex of the parabola through the lanes around the best and those of a span."""
-    above = excess(heights)
-    near = np.abs(np.log(rates / rates[best])) <= np.log(AROUND) + 1e-6
-    near[max(0, best - 1) : best + 2] = True
-    near[span[0] : span[1] + 1] = True
-    near &= np.isfinite(above)
-    if near.sum() < 3:
-        return float(rates[best])
-    x = np.log(rates[near] / rates[best])
-    square, line, _ = np.polyfit(x, above[near], 2)
-    return float(rates[best] * np.exp(np.clip(-line / (2 * square), x[0], x[-1]) if square > 0 else 0.0))
-
-
-def _around(rates: np.ndarray, above: np.ndarray, most: float, rate: float) -> tuple[float, float]:
-    """The interval around a rate, of which nothing is known but that it is as good as the best lane."""
-    place = int(np.searchsorted(rates, rate))
-    if place < len(rates) and np.isclose(rates[place], rate, rtol=1e-9):
-        rates, above = np.delete(rates, place), np.delete(above, place)
-    with_it, higher = np.insert(rates, place, rate), np.insert(above, place, 0.0)
-    return interval(with_it, higher, most, span_around(higher > most, place))
+def _no_worse(rate: float, rates: np.ndarray, end: Judged) -> float:
+    """A rate between close lanes, no farther from the best one than noise hides: a sharp edge is no parabola."""
+    best, above = lowest_lane(end.heights), excess(end.heights)
+    beside = rates[min(best + 1, len(rates) - 1) if rate > rates[best] else max(0, best - 1)]
+    if len(end.heights) == 1 or np.abs(np.log(beside / rates[best])) > np.log(CLOSE):
+        return rate
+    noise = end.noise_threshold(SEARCH_LEVEL, tolerance=0.0)
+    return float(np.clip(rate, *interval(rates, above, noise, span_around(above > noise, best))))
 
 
 def _center(rates: np.ndarray, point: Judged) -> float:

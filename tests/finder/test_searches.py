@@ -183,3 +183,20 @@ def test_a_schedule_that_fits_is_not():
         lambda peak: olr.inverse_sqrt_schedule(peak, 5),
     ):
         find(horizon=30, schedule=schedule, num_steps=4, seeds=1)
+
+
+@pytest.mark.parametrize("steps", [100, 400])
+def test_gradient_descent_on_a_quadratic_is_answered_as_well_as_its_best_lane(steps):
+    curvature = np.geomspace(1e-2, 1e2, 30)
+
+    def lost(rate):
+        with np.errstate(over="ignore"):
+            return float(0.5 * np.sum(curvature * (1 - curvature * rate) ** (2 * steps)))
+
+    found = olr.lr_find(
+        lambda params, batch: 0.5 * jnp.sum(np.float32(curvature) * params**2), jnp.ones(30), optax.sgd,
+        np.zeros((10, 1), np.float32), eval_batch=np.zeros(1, np.float32), num_steps=steps, progress=False,
+    )  # fmt: skip
+    lanes = [lost(rate) for rate in found.curve.learning_rates]
+    assert lost(found.learning_rate) <= 1.001 * min(lanes)
+    assert min(lanes) <= 1.05 * min(map(lost, np.geomspace(0.001, 0.02, 400)))

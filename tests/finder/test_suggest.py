@@ -81,6 +81,19 @@ def test_beside_a_lost_rate_the_answer_is_no_worse_than_the_best_lane_beyond_noi
     assert np.isclose(suggest.lowest_loss(beside).learning_rate, np.sqrt(RATES[best] * RATES[best - 1]))
 
 
+def test_between_close_lanes_the_answer_is_no_worse_than_the_best_one_beyond_noise():
+    # A slope down to a sharp edge: the parabola through all lanes around has its vertex far from it.
+    rates = np.geomspace(0.001, 0.03, 18)
+    losses = np.where(rates < 0.02, 0.008 / rates, 0.4 + 400 * (rates / 0.02 - 1) ** 2)
+    rng = np.random.default_rng(0)
+    for noise in (0.0, 0.003):
+        table = losses + noise * rng.normal(size=(3, len(rates)))
+        found = suggest.lowest_loss(curve_of(np.minimum(table, 3.0), rates=rates))
+        loss = np.interp(np.log(found.learning_rate), np.log(rates), losses)
+        assert loss <= losses.min() + 4 * noise + 1e-6
+        assert found.low <= found.learning_rate <= found.high
+
+
 def test_the_reason_quotes_the_loss_of_the_answer():
     losses = np.full(17, 2.5)
     losses[7:10] = 1.5, 1.0, 1.4
