@@ -12,7 +12,6 @@ from targets import TARGETS, bytes_of, compile_for
 
 import optax_lr as olr
 
-
 GUARDS = {"alone": lambda tx: tx, "apply_if_finite": lambda tx: optax.apply_if_finite(tx, 3)}
 
 
