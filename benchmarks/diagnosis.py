@@ -3,7 +3,8 @@
 Every problem is trained at rates a factor of two apart, and again at the best of them. The kinds come from how a
 run was made, and from what other runs show of it; `diagnose` sees neither.
 
-- healthy: the rate of the lowest validation loss (at the end, mean of seeds), which still gains in the second half;
+- healthy: the rate of the lowest validation loss (at the end, mean of seeds), where a run still gains in its second
+  half a fiftieth of its fall;
 - too low: that rate over 128, 256 and 512;
 - too high: the highest rate that does not diverge, of those that end higher than the run at a quarter of the rate,
   by a tenth of what that one fell;
@@ -209,11 +210,12 @@ def over_rates(curve: olr.LRCurve) -> tuple[int, list[tuple[str, int, int]]]:
     end = np.where(curve.stable, valid[:, -quarter:].mean(1), np.inf)
     best = int(end.argmin())
     start = curve.losses[:, best, 0]
-    gained = valid[best, quarter : 2 * quarter].mean() - end[best]
+    halves = curve.eval_losses[:, best, -2 * quarter :]
+    gained = halves[:, :quarter].mean(1) - halves[:, quarter:].mean(1)
     final = curve.losses[..., -(curve.losses.shape[-1] // 4) :].mean(-1)
     found = []
     for seed in range(SEEDS):
-        if gained > 0.02 * (start.mean() - end[best]):
+        if gained[seed] > 0.02 * (start.mean() - end[best]):
             found.append(("healthy", seed, best))
         found.append(("too low", seed, best - 7 - seed))
         edge = int(np.flatnonzero(curve.diverged_at[seed] < 0).max()) + 1
