@@ -81,20 +81,32 @@ def _reference(runs: Runs, seeds: Sequence[int], steps: int, asked: Sequence[int
 
 def final_loss(runs: Runs, row: int) -> float:
     """What a run is judged by at its end: its last validation, else its mean over the last quarter; low is good."""
-    steps, (metric, mode, _) = int(runs.columns["steps"][row]), runs.judgment
-    sign = -1.0 if mode == "max" else 1.0
-    if runs.columns["stopped_at"][row] >= 0:
-        return float("inf")
-    if metric in runs.evals:
-        return sign * float(runs.evals[metric][row, len(runs.eval_steps[row]) - 1])
-    return sign * float(runs.metrics[metric][row, steps - -(-steps // 4) : steps].mean())
+    return _at_end(runs, row, 0.0)
 
 
 def final_height(runs: Runs, row: int) -> float:
     """What a run is judged by, above the same without training; infinite where it was stopped."""
-    loss, steps, judgment = final_loss(runs, row), int(runs.columns["steps"][row]), runs.judgment
+    steps = int(runs.columns["steps"][row])
     known = _reference(runs, [int(runs.columns["seed"][row])], steps, runs.eval_steps[row])
-    if known is None or not np.isfinite(loss):
-        return loss if np.isfinite(loss) else float("inf")
-    of_start = known[0, -1] if judgment.metric in runs.evals else known[0, steps - -(-steps // 4) :].mean()
-    return loss - float(-of_start if judgment.mode == "max" else of_start)
+    if known is None:
+        return _at_end(runs, row, 0.0)
+    validated = runs.judgment.metric in runs.evals
+    height = _at_end(runs, row, known[0, -1:] if validated else known[0, _last_quarter(steps)])
+    return height if np.isfinite(height) else float("inf")
+
+
+def _at_end(runs: Runs, row: int, start: float | np.ndarray) -> float:
+    """What judges at the end of a run, above what it was at each place; the mean of the differences is exact."""
+    steps, metric = int(runs.columns["steps"][row]), runs.judgment.metric
+    if runs.columns["stopped_at"][row] >= 0:
+        return float("inf")
+    if metric in runs.evals:
+        ends = runs.evals[metric][row, [len(runs.eval_steps[row]) - 1]]
+    else:
+        ends = runs.metrics[metric][row, _last_quarter(steps)]
+    height = float((ends.astype(np.float64) - np.asarray(start, np.float64)).mean())
+    return -height if runs.judgment.mode == "max" else height
+
+
+def _last_quarter(steps: int) -> slice:
+    return slice(steps - -(-steps // 4), steps)

@@ -91,6 +91,15 @@ WAYS = {
 }
 
 
+def test_a_search_with_a_budget_has_folds_too():
+    found = olr.lr_find(
+        loss_fn, jnp.zeros(3), optax.sgd, (X, Y), folds=3, budget=8, horizon=40, progress=False
+    )
+    assert 0.01 < found.learning_rate < 1 and found.curve.folds == 3
+    with pytest.raises(ValueError, match="budget decides seeds"):
+        find(folds=3, budget=8, horizon=40, seeds=2, num_steps=None)
+
+
 @pytest.mark.parametrize("way", WAYS)
 def test_every_way_of_searching_has_folds(way):
     found = find(folds=3, **WAYS[way])

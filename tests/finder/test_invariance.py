@@ -72,6 +72,9 @@ SEARCHES = {
     "scheduled": lambda *given, **options: answer(
         olr.lr_find(*given, num_steps=16, horizon=HORIZON, schedule=one_cycle, **FIND, **options)
     ),
+    "budget": lambda *given, **options: answer(
+        olr.lr_find(*given, budget=8, horizon=HORIZON, **FIND, **options)
+    ),
     "refind": lambda *given, **options: answer(
         olr.lr_refind(*given, num_steps=24, learning_rate=0.05, **options)
     ),
