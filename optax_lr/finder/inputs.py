@@ -13,6 +13,7 @@ from ..engine.layout import context, mesh_of_user
 from ..engine.task import is_key
 from ..types import Array, PyTree
 from .folds import folds_of, left_out, length_of_all
+from .late import warn_of_late_labels
 from .optimizer import TABLE, Factory, Lane, check_factory, count_of, forms_of
 from .problem import Problem, is_number
 from .training import Trainer, arrays, partition
@@ -82,7 +83,7 @@ def pose(
 
     Args:
       lane: an example of those to come, with its table.
-      read: how many batches are read at most, of an iterable.
+      read: the steps of the longest run, and so how many batches are read at most, of an iterable.
       seeds: how many starts are drawn where `params` is a function.
       folds: into how many parts the batches fall, each of which validates where the others train; None where
         `eval_batch` does.
@@ -128,6 +129,7 @@ def pose(
         if isinstance(eval_batch, list) and given != one == str(jax.tree.structure(eval_batch[0])):
             _refuse_several(f"a list of {len(eval_batch)} batches")
         _refuse_other_ranks(data.batches, eval_batch)
+    warn_of_late_labels(trainers, begun, lane, read)
     return Posed(trainers, data, first)
 
 
