@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import checks
 from ..types import Float
-from .comparison import excess, interval, lowest_lane, span_around
+from .comparison import excess, interval, span_around
 from .curve import LRCurve, aligned, judged_losses, png
 from .rules import final_losses
 from .suggestion import Suggestion
@@ -115,9 +115,7 @@ class Comparison:
         curve = found.deciding
         losses = final_losses(curve)
         above, most = excess(losses), GOOD * abs(np.nanmin(losses.mean(axis=0)))
-        low, high = interval(
-            curve.learning_rates, above, most, span_around(above > most, lowest_lane(losses))
-        )
+        low, high = interval(curve.learning_rates, above, most, span_around(above, most))
         return min(low, found.learning_rate), max(high, found.learning_rate)
 
     def difference(self, name: str) -> Difference | None:

@@ -22,6 +22,8 @@ AROUND = 2.0
 # How sure a t-test must be that a rate is worse than the best: to end an interval, to need no more seeds, and to
 # look no further. (The first makes intervals hold the best in nine of ten searches; at 95% nearly all of them do.)
 INTERVAL_LEVEL, SEEDS_LEVEL, SEARCH_LEVEL = 0.75, 0.9, 0.95
+# So many lanes in a row that tie are a flat.
+FLAT = 3
 # Of normal noise, the median of |difference of two values| over the deviation of one.
 MEDIAN_DIFFERENCE = 0.954
 # The first twentieth of a run, and the first tenth of a ramp, show the loss before training.
@@ -80,10 +82,27 @@ def _freedom(heights: np.ndarray) -> int:
     return (heights.shape[0] - 1) * (heights.shape[1] - 1)
 
 
-def span_around(worse: np.ndarray, best: int) -> tuple[int, int]:
-    """The first and the last of the lanes around the best, none of which is worse."""
-    others = np.flatnonzero(worse)
-    left, right = others[others < best].max(initial=-1), others[others > best].min(initial=len(worse))
+def lowest_lanes(above: np.ndarray) -> tuple[int, int]:
+    """The first and the last lane of the lowest mean: metrics that are counted, such as an error, tie."""
+    lowest = np.flatnonzero(above == 0)
+    return int(lowest[0]), int(lowest[-1])
+
+
+def open_sides(above: np.ndarray) -> tuple[int | None, int | None]:
+    """The first and the last of the lowest lanes, to search beyond; None where three in a row tie there."""
+    first, last = lowest_lanes(above)
+    flat = above == 0
+    return (
+        None if flat[first : first + FLAT].sum() == FLAT else first,
+        None if flat[max(0, last + 1 - FLAT) : last + 1].sum() == FLAT else last,
+    )
+
+
+def span_around(above: np.ndarray, most: float) -> tuple[int, int]:
+    """The first and the last of the lanes around the lowest ones that are no more than `most` above them."""
+    first, last = lowest_lanes(above)
+    others = np.flatnonzero(above > most)
+    left, right = others[others < first].max(initial=-1), others[others > last].min(initial=len(above))
     return int(left) + 1, int(right) - 1
 
 
@@ -109,7 +128,7 @@ def interval_around(rates: np.ndarray, above: np.ndarray, most: float, rate: flo
     if place < len(rates) and np.isclose(rates[place], rate, rtol=1e-9):
         rates, above = np.delete(rates, place), np.delete(above, place)
     with_it, higher = np.insert(rates, place, rate), np.insert(above, place, 0.0)
-    return interval(with_it, higher, most, span_around(higher > most, place))
+    return interval(with_it, higher, most, span_around(higher, most))
 
 
 def vertex(rates: np.ndarray, heights: np.ndarray, best: int, span: tuple[int, int]) -> float:

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..engine.runs import Plan, Runs, product
 from . import classic, rules
+from .comparison import excess, open_sides
 from .curve import LRCurve
 from .judging import judged
 from .optimizer import TABLE
@@ -115,14 +116,15 @@ def surviving(curve: LRCurve) -> LRCurve:
 
 def beyond_edge(curve: LRCurve, ratio: float, bounds: Bounds) -> float | None:
     """The next rate beyond an edge that the best rate lies at, or that all harmless ones lie beyond; or None."""
-    best, rates, end = rules.best_lane(curve), curve.learning_rates, judged(curve)[-1]
+    rates, end = curve.learning_rates, judged(curve)[-1]
     lower, higher = rates[0] / ratio, rates[-1] * ratio
     if end.survives and not end.learned:
         wanted = {-1: lower, 0: None, 1: higher}[rules.harmless_side(curve)]
         return float(wanted) if wanted is not None and bounds.hold(wanted) else None
-    if best == 0 and bounds.hold(lower):
+    first, last = open_sides(excess(end.heights)) if end.survives else (0, 0)
+    if first == 0 and bounds.hold(lower):
         return float(lower)
-    if best == len(rates) - 1 and curve.stable[-1] and bounds.hold(higher):
+    if last == len(rates) - 1 and curve.stable[-1] and bounds.hold(higher):
         return float(higher)
     return None
 

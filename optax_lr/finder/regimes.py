@@ -98,4 +98,4 @@ def _good(curve: LRCurve, losses: np.ndarray) -> Span:
     if fall <= 3 * untrained.error:
         raise ValueError("No rate learned.")
     most = max(judged(curve)[-1].noise_threshold(SEARCH_LEVEL, tolerance=0.0), SHARP * fall)
-    return interval(curve.learning_rates, above, most, span_around(above > most, best))
+    return interval(curve.learning_rates, above, most, span_around(above, most))

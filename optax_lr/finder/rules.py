@@ -23,6 +23,8 @@ from .comparison import (
     interval,
     interval_around,
     lowest_lane,
+    lowest_lanes,
+    open_sides,
     span_around,
     vertex,
 )
@@ -79,11 +81,11 @@ def lowest_loss(curve: LRCurve) -> Suggestion:
     most = max(noise, TOLERANCE * end.fall)
     if lost_above(heights, best):
         # Away from the edge, as far as noise cannot tell; half the way at most.
-        away = interval(rates, above, noise, span_around(above > noise, best))[0]
+        away = interval(rates, above, noise, span_around(above, noise))[0]
         rate = float(np.clip(np.sqrt(rates[best] * rates[max(0, best - 1)]), away, rates[best]))
-        low, high = interval(rates, above, most, span_around(above > most, best))
+        low, high = interval(rates, above, most, span_around(above, most))
     else:
-        rate = _no_worse(vertex(rates, heights, best, span_around(above > noise, best)), rates, end)
+        rate = _no_worse(vertex(rates, heights, best, span_around(above, noise)), rates, end)
         low, high = interval_around(rates, above, most, rate)
     return Suggestion(
         learning_rate=rate,
@@ -91,7 +93,7 @@ def lowest_loss(curve: LRCurve) -> Suggestion:
         high=high,
         reason=f"{_lowest_at(curve, rate, 'at this rate')}.",
         curve=curve,
-        at_edge=best in (0, len(rates) - 1),
+        at_edge=bool({0, len(rates) - 1} & {*lowest_lanes(above)}),
         lane_steps=curve.lane_steps,
     )
 
@@ -187,15 +189,14 @@ def rates_beside(curve: LRCurve) -> list[float]:
     rates, end = curve.learning_rates, _end(curve)
     if end is None:
         return [float(rates[0] / BESIDE)]
-    best = lowest_lane(end.heights)
     # What is alike to the bit has no neighbor that is clearly worse.
     above, most = excess(end.heights), end.noise_threshold(SEARCH_LEVEL)
     lacking = []
-    for ratio in (1 / BESIDE, BESIDE):
-        for count in range(1, MOST_BESIDE + 1):
-            wanted = rates[best] * ratio**count
+    for ratio, edge in zip((1 / BESIDE, BESIDE), open_sides(above), strict=True):
+        for count in range(1, MOST_BESIDE + 1 if edge is not None else 1):
+            wanted = rates[edge] * ratio**count
             lane = int(np.abs(np.log(rates / wanted)).argmin())
-            between = above[(rates - rates[best]) * (rates - wanted) < 0]
+            between = above[(rates - rates[edge]) * (rates - wanted) < 0]
             if np.abs(np.log(rates[lane] / wanted)) > np.log(BESIDE) / 3:
                 lacking += [] if np.isinf(between).any() else [float(wanted)]
                 break
@@ -246,9 +247,9 @@ def edge_rate(curve: LRCurve) -> float | None:
 def undecided(curve: LRCurve) -> bool:
     """True if a neighbor of the best rate may be better: the difference is within noise, and above a thousandth of
     what the best fell."""
-    end, best = judged(curve)[-1], best_lane(curve)
+    end = _usable(curve)[-1]
     most = end.noise_threshold(SEEDS_LEVEL)
-    left, right = span_around(excess(end.heights) > most, best)
+    left, right = span_around(excess(end.heights), most)
     return left < right and most > TOLERANCE * end.fall
 
 
@@ -377,7 +378,7 @@ def _no_worse(rate: float, rates: np.ndarray, end: Judged) -> float:
     if len(end.heights) == 1 or np.abs(np.log(beside / rates[best])) > np.log(CLOSE):
         return rate
     noise = end.noise_threshold(SEARCH_LEVEL, tolerance=0.0)
-    return float(np.clip(rate, *interval(rates, above, noise, span_around(above > noise, best))))
+    return float(np.clip(rate, *interval(rates, above, noise, span_around(above, noise))))
 
 
 def _center(rates: np.ndarray, point: Judged) -> float:

@@ -80,6 +80,21 @@ def test_a_search_by_a_metric_is_that_of_the_metric_as_loss(name):
         assert f"The validation {metric} is {'lowest' if mode == 'min' else 'highest'}" in found.reason
 
 
+@pytest.mark.parametrize("name", ["quick", "scheduled"])
+def test_a_metric_that_is_counted_is_searched_beyond_all_of_the_best(name):
+    """Hundredths tie: no edge of what was tried is as good as the best, but three in a row that are."""
+
+    def counted(params, batch):
+        return {"loss": 0.0, "error": jnp.ceil(100 * squared(params, batch)) / 100}
+
+    found = searched(name, counted, metric="error", seeds=1)
+    errors = found.deciding.eval_metrics["error"][0, :, -1]
+    tied = errors == errors.min()
+    rates = found.deciding.learning_rates[tied]
+    assert len(rates) > 1 and found.low <= rates[0] and rates[-1] <= found.high
+    assert (not tied[0] or tied[:3].all()) and (not tied[-1] or tied[-3:].all())
+
+
 def test_the_kept_run_is_the_best_by_the_metric():
     expected, found = (
         searched("scheduled", AS_LOSS),

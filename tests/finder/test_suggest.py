@@ -8,6 +8,7 @@ import pytest
 
 from optax_lr import LRCurve, suggest
 from optax_lr.finder.classic import CLASSIC_RULES, longest_fall
+from optax_lr.finder.policies import Bounds, beyond_edge
 from optax_lr.finder.rules import edge_rate
 
 RATES = np.geomspace(1e-4, 1, 17)
@@ -291,6 +292,25 @@ def test_the_rate_of_a_flat_curve_is_the_middle_of_what_is_flat():
 )
 def test_the_best_is_surrounded_up_to_what_can_be_told_from_it(losses, wanted):
     assert suggest.rates_beside(curve_of(losses, rates=np.array([0.5, 1.0, 2.0]))) == wanted
+
+
+def test_lanes_that_tie_are_all_the_best():
+    """Errors are counted, and tie: the search goes on beyond the outermost of them, and the interval holds them."""
+    rates = 2.0 ** np.arange(-3, 3)
+    tied = curve_of([0.6, 0.2, 0.22, 0.24, 0.2, 0.5], rates=rates, untrained=1.0)
+    found = suggest.lowest_loss(tied)
+    assert found.low <= rates[1] and found.high >= rates[4] and not found.at_edge
+    assert suggest.rates_beside(curve_of([0.6, 0.2, 0.22, 0.24, 0.2], rates=rates[:5], untrained=1.0)) == [
+        4.0
+    ]
+    for losses, wider in (
+        ([0.6, 0.2, 0.22, 0.2], 3.0),
+        ([0.2, 0.22, 0.2, 0.6], 1 / 24),
+        ([0.6, 0.2, 0.2, 0.6], None),
+    ):
+        curve = curve_of(losses, rates=rates[:4], untrained=1.0)
+        assert beyond_edge(curve, 3.0, Bounds(0.1, 1.0)) == (wider and pytest.approx(wider))
+        assert suggest.lowest_loss(curve).at_edge == bool(wider)
 
 
 def test_nothing_is_tried_beyond_a_rate_that_was_lost():
