@@ -10,7 +10,7 @@ from .. import checks
 from ..types import Float
 from .comparison import excess, interval, span_around
 from .curve import LRCurve, aligned, judged_losses, png
-from .rules import final_losses
+from .rules import final_losses, nothing_learned
 from .suggestion import Suggestion
 
 # Good rates end at most this share above the lowest loss.
@@ -108,9 +108,10 @@ class Comparison:
         """The rates around the best whose loss is within 10% of the lowest, as the search saw them.
 
         Between two tried rates losses lie on a line over the logarithm of the rate. The span ends where rates did.
+        None where no rate learned: that all are alike makes none good.
         """
         found = self.found[name]
-        if found is None:
+        if found is None or nothing_learned(found.deciding):
             return None
         curve = found.deciding
         losses = final_losses(curve)
@@ -175,7 +176,7 @@ class Comparison:
     def _row(self, name: str) -> list[str]:
         peak, good, difference = self.peak(name), self.good_rates(name), self.difference(name)
         empty = [] if self.metric is None else [""]
-        if peak is None or good is None:
+        if peak is None:
             return [name, "", "diverged", *empty, "", "", ""]
         loss, half = _with_error(self.losses(name))
         reached = self.steps_to_target(name)
@@ -184,7 +185,7 @@ class Comparison:
             f"{peak:.3g}",
             f"{loss:.4g} ± {half:.2g}",
             *(f"{self.metrics(name).mean():.4g}" for _ in empty),
-            f"{good[0]:.2g} to {good[1]:.2g} (x {good[1] / good[0]:.2g})",
+            f"{good[0]:.2g} to {good[1]:.2g} (x {good[1] / good[0]:.2g})" if good else "no rate learned",
             "never" if reached is None else f"{reached:,}",
             ""
             if difference is None or name == self.first

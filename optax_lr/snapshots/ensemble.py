@@ -229,6 +229,11 @@ def _refuse_no_logits(outputs: Array, lead: int, inputs: PyTree) -> None:
 
 def _shares(snapshots: Snapshots, weights: Any) -> Float[Array, "*members"]:
     """The weights of the members over their sum."""
+    if not isinstance(snapshots, Snapshots):
+        raise ValueError(
+            "snapshots must be a Snapshots, as get_snapshots(opt_state) returns, "
+            f"got a {type(snapshots).__name__}."
+        )
     lead = jnp.shape(snapshots.steps)
     wrong = [leaf for leaf in jax.tree.leaves(snapshots.params) if jnp.shape(leaf)[: len(lead)] != lead]
     if not lead or 0 in lead or wrong:

@@ -185,6 +185,18 @@ def test_a_candidate_that_diverges_harms_no_other():
         olr.compare(loss_fn, start, {"broken": never}, batches, **given)
 
 
+def test_a_candidate_that_learns_nothing_has_no_good_rates():
+    loss_fn, start, batches, valid = quadratic()
+    still = {"still": lambda rate: optax.chain(optax.sgd(rate), optax.scale(0.0)), "sgd": optax.sgd}
+    with pytest.warns(UserWarning, match="does not depend on the parameters"):
+        compared = olr.compare(
+            loss_fn, start, still, batches, eval_batch=valid, horizon=20, seeds=2, progress=False
+        )
+    assert compared.best == "sgd" and compared.good_rates("still") is None and compared.good_rates("sgd")
+    assert "no rate learned" in str(compared).splitlines()[1]
+    assert compared.to_dict()["candidates"]["still"]["good_rates"] is None
+
+
 def test_a_peak_at_which_a_seed_diverges_is_halved(compared):
     from optax_lr.finder.compare import _at_peak
     from optax_lr.finder.search import EveryLaneDivergedError

@@ -142,6 +142,9 @@ def test_bad_ensembles_are_refused(unhooked):
             ValueError, match=rf"weights must be .*got {re.escape(str(list(map(float, bad))))}"
         ):
             unhooked.ensemble_predict(apply, members, INPUTS, weights=np.array(bad, float))
+    for use in (unhooked.average_snapshots, lambda state: unhooked.ensemble_predict(apply, state, INPUTS)):
+        with pytest.raises(ValueError, match=r"as get_snapshots\(opt_state\) returns, got a tuple"):
+            use((members,))
     for bad in (
         members._replace(steps=np.arange(3)),
         members._replace(steps=np.int32(3)),
