@@ -20,14 +20,14 @@ import json
 import pathlib
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import fine_tuning_ways as ways
 import jax
 import numpy as np
 import optax
+from fine_tuning_table import BASE, REGRESSION, Runs, in_short, is_good, rate_at, rows_of, said, table, whole
 from fine_tuning_ways import Data, Method, Size
-from scipy import stats
 from sklearn.linear_model import LogisticRegression
 
 import optax_lr as olr
@@ -36,9 +36,8 @@ from optax_lr.finder.search import EveryLaneDivergedError
 
 STORED = pathlib.Path(__file__).with_suffix(".json")
 SIZES = {"quick": Size(6, 4, 8, 1, 2), "CPU": Size(16, 8, 8, 4, 5), "GPU": Size(64, 16, 16, 6, 5)}
-REGRESSION, BASE, PER_DECADE = "logistic regression", "one rate for all", 3
-# How far from the best a rate is good: in accuracy, in loss. No more rates than these are tried on all seeds.
-POINT, SHARE, MOST = 0.01, 0.02, 7
+# No more rates than these are tried on all seeds.
+MOST = 7
 
 
 def loss_fn(model: Any, batch: Any) -> Any:
@@ -55,13 +54,6 @@ def judged(model: Any, held: Any) -> dict[str, Any]:
         found[part] = losses.mean(), (logits.argmax(-1) == labels).mean()
     (loss, right), (test_loss, test_right) = found["valid"], found["test"]
     return {"loss": loss, "accuracy": right, "test_loss": test_loss, "test_accuracy": test_right}
-
-
-def rate_at(place: int) -> float:
-    return float(10.0 ** (place / PER_DECADE))
-
-
-Runs = dict[str, dict[str, dict[str, float]]]  # of a method: by place on the grid and seed
 
 
 def missing(runs: Runs, guess: int, seeds: int, stage: int) -> list[tuple[int, int]]:
@@ -97,20 +89,6 @@ def missing(runs: Runs, guess: int, seeds: int, stage: int) -> list[tuple[int, i
         return []
     good = [end for end in (low, high) if is_good(curve[end], curve[best])]
     return lacking([end - 1 if end == low else end + 1 for end in good], seeds)
-
-
-def is_good(here: np.ndarray, best: np.ndarray) -> bool:
-    return bool(here[0] < best[0] * (1 + SHARE) or here[1] > best[1] - POINT)
-
-
-def whole(runs: Runs, seeds: int) -> dict[int, np.ndarray]:
-    """Mean validation loss and test accuracy at the rates that all seeds have, beside one another."""
-    means = {
-        int(place): np.mean([(run["loss"], run["test_accuracy"]) for run in each.values()], axis=0)
-        for place, each in runs.items()
-        if len(each) == seeds
-    }
-    return dict(sorted(means.items()))
 
 
 def trained(
@@ -196,131 +174,6 @@ def search(
                     save()
 
 
-class Row(NamedTuple):
-    """What a method gave at its best rate; an interval is half of its width.
-
-    Attributes:
-      over_base: points of accuracy above one rate for all, paired.
-      good_loss, good_accuracy: the factor between the lowest and the highest good rate, and whether its ends were
-        seen.
-      steps: training steps of a lane in a second, with its share of what evaluates and compiles.
-    """
-
-    rate: float
-    accuracy: tuple[float, float]
-    loss: tuple[float, float]
-    over_base: tuple[float, float]
-    good_loss: tuple[float, bool]
-    good_accuracy: tuple[float, bool]
-    steps: float
-
-
-def interval(values: Any) -> tuple[float, float]:
-    """Mean over seeds, and half of its 95% interval by Student's t."""
-    count = len(values)
-    half = stats.t.ppf(0.975, count - 1) * np.std(values, ddof=1) / count**0.5
-    return float(np.mean(values)), float(half)
-
-
-def breadth(curve: dict[int, np.ndarray], best: int, column: int) -> tuple[float, bool]:
-    """How far apart the rates next to the best are at which a column leaves what is good, in between by a line."""
-    places = np.array(list(curve))
-    values = np.array([each[column] for each in curve.values()])
-    bad = values / values[best] - 1 - SHARE if column == 0 else values[best] - values - POINT
-    ends, seen = [], True
-    for step in (-1, 1):
-        at = best
-        while 0 <= at + step < len(bad) and bad[at + step] < 0:
-            at += step
-        inside = 0 <= at + step < len(bad)
-        share = bad[at] / (bad[at] - bad[at + step]) if inside else 0.0
-        ends.append(places[at] + step * share)
-        seen &= inside
-    return rate_at(ends[1] - ends[0]), seen
-
-
-def best_of(stored: dict[str, Any], name: str) -> tuple[int, dict[str, np.ndarray]]:
-    """The best rate of a method, and what all seeds gave there by name."""
-    seeds = stored["size"]["seeds"]
-    curve = whole(stored["runs"][name], seeds)
-    best = min(curve, key=lambda place: curve[place][0])
-    runs = [stored["runs"][name][str(best)][str(seed)] for seed in range(seeds)]
-    return best, {key: np.array([run[key] for run in runs]) for key in ("test_accuracy", "test_loss")}
-
-
-def rows_of(stored: dict[str, Any]) -> dict[str, Row]:
-    """The methods that all seeds have, each at its best rate."""
-    seeds, found = stored["size"]["seeds"], {}
-    known = [name for name in ways.methods(stored["steps"]) if whole(stored["runs"].get(name, {}), seeds)]
-    base = best_of(stored, BASE)[1]["test_accuracy"] if BASE in known else np.full(seeds, np.nan)
-    for name in known:
-        best, columns = best_of(stored, name)
-        curve, right = whole(stored["runs"][name], seeds), columns["test_accuracy"]
-        took = [run["seconds"] for each in stored["runs"][name].values() for run in each.values()]
-        found[name] = Row(
-            rate_at(best),
-            interval(right),
-            interval(columns["test_loss"]),
-            interval(right - base),
-            breadth(curve, list(curve).index(best), 0),
-            breadth(curve, list(curve).index(best), 1),
-            stored["steps"] / float(np.median(took)),
-        )
-    return found
-
-
-def table(stored: dict[str, Any]) -> str:
-    """The methods in Markdown."""
-    names = (
-        "way|best rate|test accuracy|over one rate|test loss|good rates by loss|by accuracy|steps a second"
-    )
-    lines = [f"| {' | '.join(names.split('|'))} |", "|---" * 8 + "|"]
-    frozen = [
-        interval([run[key] for run in stored[REGRESSION].values()]) for key in ("test_accuracy", "test_loss")
-    ]
-    rows = {f"{REGRESSION}, frozen embeddings": ["", shares(*frozen[0]), "", numbers(*frozen[1]), "", "", ""]}
-    for name, row in rows_of(stored).items():
-        near = [
-            f"{'' if seen else 'over '}{factor:.2g}x" for factor, seen in (row.good_loss, row.good_accuracy)
-        ]
-        more = "" if name == BASE else "{:+.1f} ± {:.1f}".format(*(100 * part for part in row.over_base))
-        rows[name] = [
-            f"{row.rate:.2g}", shares(*row.accuracy), more, numbers(*row.loss), *near, f"{row.steps:.3g}"
-        ]  # fmt: skip
-    return "\n".join([*lines, *(f"| {name} | {' | '.join(cells)} |" for name, cells in rows.items())])
-
-
-def said(stored: dict[str, Any]) -> str:
-    """What the intervals tell, in sentences: which ways beat one rate for all, and which bowl is the flattest."""
-    rows = {name: row for name, row in rows_of(stored).items() if name != BASE}
-    frozen = np.array([run["test_accuracy"] for run in stored[REGRESSION].values()])
-    gain = interval(best_of(stored, BASE)[1]["test_accuracy"] - frozen)
-    above = [name for name, row in rows.items() if row.over_base[0] > row.over_base[1]]
-    below = [name for name, row in rows.items() if row.over_base[0] < -row.over_base[1]]
-    flat = max(rows, key=lambda name: rows[name].good_loss[0])
-    counts = [
-        f"{len(above)} are better than one rate for all by more than the noise of the seeds ({listed(above)})",
-        f"{len(below)} are worse ({listed(below)})",
-        f"and {len(rows) - len(above) - len(below)} cannot be told from it",
-    ]
-    return (
-        f"Of {len(rows)} ways {', '.join(counts)}. One rate for all has {100 * gain[0]:+.1f} ± {100 * gain[1]:.1f} "
-        f"points over a logistic regression on the frozen embeddings. The flattest bowl by loss is that of {flat}."
-    )
-
-
-def listed(names: list[str]) -> str:
-    return "; ".join(names) or "none"
-
-
-def shares(mean: float, half: float) -> str:
-    return f"{mean:.1%} ± {half:.1%}"
-
-
-def numbers(mean: float, half: float) -> str:
-    return f"{mean:.3f} ± {half:.3f}"
-
-
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--quick", action="store_true", help="a few steps, to see that it runs")
@@ -358,6 +211,8 @@ def main() -> None:
     for name, of_machine in kept.items():
         if of_machine["runs"]:
             print(f"\n{name}, {of_machine['steps']} steps:\n\n{table(of_machine)}")
+    if "CPU" in kept and {BASE, "head alone", "head x 10"} <= rows_of(kept["CPU"]).keys():
+        print(f"\n{said(kept['CPU'])}\n\n{in_short(kept['CPU'])}")
 
 
 if __name__ == "__main__":

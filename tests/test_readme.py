@@ -30,11 +30,29 @@ def test_the_figures_are_those_that_the_demo_stored():
     rows = [f"| {word}, {peak:.3g} | {loss:.3f} | {wrong:.1%} |" for word, peak, loss, wrong in numbers]
     text = README.read_text()
     assert [row for row in rows if row not in text] == []
+    known = " ".join([*rows, sentence_of_fine_tuning()])
     # No other figure stands in the words: a version of Python is none.
     words_alone = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)|Python 3\.11", "", text, flags=re.S)
-    elsewhere = [figure for figure in re.findall(r"\d+\.\d+%?", words_alone) if figure not in " ".join(rows)]
+    elsewhere = [figure for figure in re.findall(r"\d+\.\d+%?", words_alone) if figure not in known]
     assert elsewhere == [] and np.argmin(stored["loss"]) == np.argmin(stored["test_error"]) == 1
     assert stored["peaks"][1] == stored["found"]["learning_rate"]
+
+
+def test_what_fine_tuning_gave_is_what_its_benchmark_stored():
+    assert sentence_of_fine_tuning() in " ".join(README.read_text().split())
+
+
+def sentence_of_fine_tuning():
+    stored = json.loads((README.parent / "benchmarks" / "fine_tuning.json").read_text())
+    return script("fine_tuning_table").in_short(stored["CPU"])
+
+
+def script(name):
+    """A script of benchmarks/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, README.parent / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def test_length():
@@ -70,10 +88,7 @@ RULES = README.parent / "docs" / "rules.md"
 
 
 def test_the_page_of_rules_has_the_stored_figures():
-    benchmarks = README.parent / "benchmarks"
-    spec = importlib.util.spec_from_file_location("rules", benchmarks / "rules.py")
-    rules = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(rules)
+    rules = script("rules")
     template, stored = rules.TEMPLATE.read_text(), json.loads(rules.STORED.read_text())
     shown = set(re.findall(r"\{(\w+)\.\w+(?::[^{}]*)?\}", template))
     assert shown == set(stored) and len(shown) > 20
