@@ -7,7 +7,6 @@ import numpy as np
 
 from ..engine.runs import Runs
 from ..types import Bool, Float
-from .judging import ROSE
 from .model import Edge, Points, Values, at_horizon
 from .views import final_height
 
@@ -22,13 +21,13 @@ LOST = 2.3
 # The surprises that a further run is imagined to bring: Gauss and Hermite's nodes, and their weights.
 SURPRISES, CHANCES = (-2.857, -1.356, 0.0, 1.356, 2.857), (0.0113, 0.2221, 0.5333, 0.2221, 0.0113)
 DRAWS, WITHIN = 256, 0.9
-# Lanes that may lie an octave apart.
-FEW = 3
+# Octaves between the first lanes of a length, of which there are usually so few.
+APART, FEW = 1.5, 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """The runs of a search as the model sees them; lost ones have no value."""
+    """The runs of a search as the model sees them; those that are not finite are lost, and have no value."""
 
     points: Points
     values: Float[np.ndarray, "rows"]
@@ -43,22 +42,18 @@ class Seen:
 def seen_in(runs: Runs, horizon: int) -> Seen:
     """What a table of runs tells: log(1 + (loss - lowest of the length) / (0.1 fall)) of each run, at most 1.
 
-    The fall is that of the best run of the length from the loss without training; a run that ended above that by a
-    tenth of the fall is lost, as one that is not finite.
+    Runs fall from the loss without training. The fall is the geometric mean of that of the best run of the length
+    and of the best of all, so that where short runs learned next to nothing their noise counts for little.
     """
     ends = [final_height(runs, row) for row in range(len(runs))]
     heights, steps = np.nan_to_num(np.array(ends), nan=np.inf, posinf=np.inf), runs.columns["steps"]
     values, lost = np.zeros(len(runs)), ~np.isfinite(heights)
-    for length in np.unique(steps):
+    most = max(0.0, -heights.min(initial=0.0))
+    for length in np.unique(steps[~lost]):
         here = (steps == length) & ~lost
-        if not here.any():
-            continue
         lowest = heights[here].min()
-        fall = max(-lowest, 0.0)
-        lost[here] = heights[here] > ROSE * fall if fall else False
-        left = here & ~lost
-        unit = UNIT * (fall or np.ptp(heights[here]) or 1.0)
-        values[left] = np.minimum(np.log1p((heights[left] - lowest) / unit), MOST)
+        unit = UNIT * (np.sqrt(max(-lowest, 0.0) * most) or np.ptp(heights[here]) or 1.0)
+        values[here] = np.minimum(np.log1p((heights[here] - lowest) / unit), MOST)
     octaves = np.log2(np.asarray(runs.lanes["learning_rate"], np.float64))
     points = Points(octaves, np.log2(horizon / steps), runs.columns["seed"])
     return Seen(points, values, lost)
@@ -112,14 +107,11 @@ class Belief:
         """By how much the loss at the best rate is expected to be above the lowest, as a share of the fall."""
         return float(UNIT * np.expm1(self._above))
 
-    def spread(self, count: int, low: float, high: float) -> Float[np.ndarray, "count"]:
-        """So many octaves over where the best rate may be, an octave apart at least; of many, half of one."""
-        shares = (np.arange(count) + 0.5) / count
-        found = np.quantile(self._lowest, shares)
-        middle = self.octave
-        apart = middle + (np.arange(count) - (count - 1) / 2) * (1.0 if count <= FEW else 0.5)
-        wide = np.where(apart < middle, np.minimum(found, apart), np.maximum(found, apart))
-        return np.clip(wide, low, high)
+    def around(self, count: int) -> Float[np.ndarray, "count"]:
+        """So many octaves around the best rate: up to three 1.5 apart, more of them 0.5."""
+        apart = APART if count <= FEW else FINENESS
+        wanted = self.octave + apart * (np.arange(count) - (count - 1) / 2)
+        return np.clip(wanted, self.grid[0], self.grid[-1])
 
     def worth(self, values: Values, runs: Points) -> Float[np.ndarray, " runs"]:
         """By how much each further run would lower the cost of the answer, as is expected."""

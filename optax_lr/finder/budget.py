@@ -43,7 +43,7 @@ class Rung(NamedTuple):
 
 def ladder(budget: float, lanes: int) -> list[Rung]:
     """The lengths of a search whose first round has so many lanes."""
-    scan, top = min(1.0, budget**0.6 / 32, budget / lanes), min(1.0, budget / 6.4)
+    scan, top = min(1.0, budget**0.6 / 32, budget / lanes), min(1.0, budget / 8)
     if top <= 1.5 * scan:
         return [Rung(scan, 1.0)]
     middle = [Rung(MIDDLE, 0.3)] if budget >= MIDDLE_BUDGET else []
@@ -187,7 +187,7 @@ class Budgeted(Policy):
             if len(runs.where(stage=stage)):
                 chosen = belief.next_runs(math.log2(self.spend.horizon / steps), lanes, self.spend.most_seeds)
             elif _learned(runs):
-                octaves = belief.spread(lanes, self.grid[0], self.grid[-1])
+                octaves = belief.around(lanes)
                 chosen = [(octave, 0) for octave in octaves]
             else:
                 chosen = [(octave, 0) for octave in self.scan[:: -(-len(self.scan) // most)]]

@@ -31,7 +31,7 @@ ALIKE_HALVINGS, OFFSET = 4.0, 10.0
 # Of the variance of the noise, what all runs of one seed have in common.
 SHARED = 0.5
 # By how many octaves the edge of divergence falls where runs are twice as long; over how many it is crossed.
-FALLS, SOFTNESSES = (0.0, 0.25, 0.5), (0.1, 0.3, 1.0)
+FALLS, SOFTNESSES = (0.0, 0.25), (0.1, 0.3, 1.0)
 # Members of less weight than this, relative to the best, are left out.
 LEAST_WEIGHT = 1e-2
 
