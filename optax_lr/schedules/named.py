@@ -33,6 +33,17 @@ class Named:
     def __call__(self, at: Any) -> Any:
         return self.function(at)
 
+    def _is_no_number(self, *_: Any) -> Any:
+        """Arithmetic, as of `optax.sgd(momentum=schedule)`: it says how an optimizer reads a schedule."""
+        raise TypeError(
+            f"{self!r} is a function, not a number. For an argument that takes no schedule: "
+            "optax.inject_hyperparams(optax.sgd, hyperparam_dtype=float)(learning_rate=0.1, momentum=schedule). "
+            "Schedules are multiplied by scale_schedule and added by add_schedules."
+        )
+
+    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __pow__ = __rpow__ = __neg__ = _is_no_number
+    __add__ = __radd__ = __sub__ = __rsub__ = _is_no_number
+
     def __repr__(self) -> str:
         name, given = self.call
         return f"{name}({_arguments(given)})" if given else name or repr(self.function)

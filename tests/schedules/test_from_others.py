@@ -129,8 +129,11 @@ def test_a_scheduled_momentum_is_injected():
     rates, momenta = olr.one_cycle_schedule(0.1, 20), olr.one_cycle_momentum_schedule(20)
     params = {"w": jnp.array([1.0, -2.0])}
     unaware = optax.sgd(rates, momentum=momenta)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match=r"inject_hyperparams\(optax.sgd.*momentum=schedule\)"):
         unaware.update(params, unaware.init(params))
+    adam = optax.adam(rates, b1=momenta)
+    with pytest.raises(TypeError, match=r"^one_cycle_momentum_schedule\(transition_steps=20\) is a function"):
+        adam.update(params, adam.init(params))
     tx = optax.inject_hyperparams(optax.sgd, hyperparam_dtype=float)(learning_rate=rates, momentum=momenta)
     state, expected, velocity = tx.init(params), np.array([1.0, -2.0]), np.zeros(2)
     for step in range(20):
