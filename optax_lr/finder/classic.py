@@ -108,11 +108,11 @@ def flat_then_rising(curve: LRCurve) -> Suggestion:
 def cyclical_bounds(curve: LRCurve) -> tuple[float, float]:
     """The base and the peak of a cyclical schedule: bounds between which training learns.
 
-    The base is the first rate at which a tenth of the whole fall is done, of the seeds' mean. The peak of separate
-    runs is the rate of the lowest loss. A ramp shows that rate too late: it trains at each rate for one step, and
-    its smoothed loss follows even later. There the peak is the rate at which half of the fall is done, before the
-    loss turns ragged. Where `lr_range_test` checked the ramp by short runs (`check_runs`), the peak is the rate of
-    their lowest loss. The base is at most a quarter of the peak.
+    The base is the first rate at which a tenth of the whole fall from the untrained loss is done, of the seeds'
+    mean. The peak of separate runs is the rate of the lowest loss. A ramp shows that rate too late: it trains at
+    each rate for one step, and its smoothed loss follows even later. There the peak is the rate at which half of
+    the fall is done, before the loss turns ragged. Where `lr_range_test` checked the ramp by short runs
+    (`check_runs`), the peak is the rate of their lowest loss. The base is at most a quarter of the peak.
 
     Raises:
       ValueError: fewer than two rates did not diverge, or the loss was not seen to fall.
@@ -144,7 +144,7 @@ def cyclical_bounds(curve: LRCurve) -> tuple[float, float]:
     # The first points of a ramp are smoothed over few steps.
     first = len(means) // FIRST_OF_RAMP if curve.losses.shape[-1] == 1 else 0
     best = first + int(np.argmin(means[first:]))
-    start = means[0] if not first else untrained_loss(curve).value
+    start = untrained_loss(curve).value
     fallen = (start - means[: best + 1]) / max(start - means[best], np.finfo(float).tiny)
 
     def reached(part: float) -> float:

@@ -346,6 +346,10 @@ def test_the_hand_rules_read_where_the_loss_begins_to_fall_and_to_rise():
     assert peak == RATES[8] and np.isclose(base, RATES[8] / 4)
     # Separate runs have no lag.
     assert suggest.cyclical_bounds(runs_of(losses)) == (RATES[9] / 4, RATES[9])
+    # The fall is that from the untrained loss, wherever the rates of the runs begin.
+    runs = runs_of([2.9, 2.6, 2.0, 1.2, 1.0, 1.4], start=3.0)
+    for lanes in (slice(0, None), slice(1, None)):
+        assert suggest.cyclical_bounds(runs.take(lanes)) == (RATES[1], RATES[4])
     falling = suggest.before_rise(curve_of(np.linspace(2, 1, 17)))
     assert np.isclose(falling.learning_rate, RATES[16] / 10)
     assert falling.at_edge and "had not risen by 1" in falling.reason
