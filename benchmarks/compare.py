@@ -4,9 +4,13 @@ On each problem optimizers and schedules are compared by `compare`, and by hand,
 If the two name different winners, the table says how far apart these are in the grid's own runs: the mean
 difference over its seeds and its 95% interval. If 0 lies in it, they tie: the grid cannot tell them apart. What a
 name is worth among ties is seen where the grid runs again: each candidate at the same rate, on five other seeds.
+
+Each problem is stored in compare.json, beside this file, as soon as it is known, and is not run again then.
 """
 
 import argparse
+import json
+import pathlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -74,33 +78,50 @@ def apart(found: np.ndarray, winner: np.ndarray) -> tuple[str, bool]:
     return f"{mean:+.4f} ({mean - half:+.4f} to {mean + half:+.4f})", bool(abs(mean) <= half)
 
 
+def row(name: str, steps: int) -> list[str]:
+    """What the grid and `compare` say of a problem, as a row of the table; the comparison is printed."""
+    problem = problems()[name]()
+    started = time.perf_counter()
+    losses, again, price = by_hand(problem, steps)
+    after = time.perf_counter()
+    compared = olr.compare(
+        problem.loss_fn, problem.init, candidates(steps), problem.batches,
+        eval_batch=problem.eval_batch, horizon=steps, seeds=SEEDS, progress=False,
+    )  # fmt: skip
+    ended = time.perf_counter()
+    print(f"{name}\n{compared}\n", flush=True)
+    winner = min(losses, key=lambda name: losses[name].mean())
+    said, tie = apart(losses[compared.best], losses[winner])
+    verdict = "same" if compared.best == winner else f"{'tie' if tie else 'other'}, {said}"
+    share, seconds = f"{compared.lane_steps / price:.0%}", f"{after - started:.0f} s, {ended - after:.0f} s"
+    return [name, winner, again, compared.best, verdict, share, seconds]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--problems", type=int, help="only so many problems")
     parser.add_argument("--steps", type=int, default=STEPS, help="the length of every run")
+    parser.add_argument("--file", type=pathlib.Path, default=pathlib.Path(__file__).with_suffix(".json"))
     arguments = parser.parse_args()
-    rows = []
-    for name in NAMES[: arguments.problems]:
-        problem = problems()[name]()
-        started = time.perf_counter()
-        losses, again, price = by_hand(problem, arguments.steps)
-        after = time.perf_counter()
-        compared = olr.compare(
-            problem.loss_fn, problem.init, candidates(arguments.steps), problem.batches,
-            eval_batch=problem.eval_batch, horizon=arguments.steps, seeds=SEEDS, progress=False,
-        )  # fmt: skip
-        ended = time.perf_counter()
-        print(f"{name}\n{compared}\n")
-        winner = min(losses, key=lambda name: losses[name].mean())
-        said, tie = apart(losses[compared.best], losses[winner])
-        verdict = "same" if compared.best == winner else f"{'tie' if tie else 'other'}, {said}"
-        share = f"{compared.lane_steps / price:.0%} | {after - started:.0f} s, {ended - after:.0f} s"
-        rows.append(f"| {name} | {winner} | {again} | {compared.best} | {verdict} | {share} |")
-    print(
-        "| problem | winner of the grid | on other seeds | of compare | winners | steps of the grid's | time |"
-    )
-    print("|---|---|---|---|---|---|---|")
-    print("\n".join(rows))
+    path = arguments.file
+    rows = json.loads(path.read_text()) if path.exists() else {}
+    names = NAMES[: arguments.problems]
+    for name in names:
+        key = f"{name}, {arguments.steps} steps"
+        if key not in rows:
+            rows[key] = row(name, arguments.steps)
+            path.write_text(json.dumps(rows, indent=1) + "\n")
+    header = [
+        "problem",
+        "winner of the grid",
+        "on other seeds",
+        "of compare",
+        "winners",
+        "of the grid's steps",
+        "time",
+    ]
+    table = [header, ["---"] * len(header), *(rows[f"{name}, {arguments.steps} steps"] for name in names)]
+    print("\n".join(f"| {' | '.join(each)} |" for each in table))
 
 
 if __name__ == "__main__":

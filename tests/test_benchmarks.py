@@ -44,8 +44,10 @@ def test_diagnosis_prints_a_confusion_table_and_is_mostly_right() -> None:
     assert float(rows["all"].split()[-1].strip("%")) >= 70
 
 
-def test_compare_prints_both_winners_and_the_price() -> None:
-    printed = run("benchmarks/compare.py", *"--problems 1 --steps 40".split())
+def test_compare_prints_both_winners_and_the_price(tmp_path: pathlib.Path) -> None:
+    few = [*"--problems 1 --steps 40 --file".split(), str(tmp_path / "compare.json")]
+    printed = run("benchmarks/compare.py", *few)
+    assert printed.endswith(run("benchmarks/compare.py", *few))  # what is stored is not run again
     ((grid, again, found, verdict, share),) = re.findall(
         r"^\| digits, MLP \| (.*?) \| (.*?) \| (.*?) \| (same|(?:tie|other), \S+ \(.*?\)) \| (\d+)% \|",
         printed,
