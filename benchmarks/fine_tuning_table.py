@@ -152,7 +152,7 @@ def in_short(stored: dict[str, Any]) -> str:
     best = max(others, key=lambda name: others[name])
     return (
         f"On {stored['size']['shots']} labeled texts a class, each way at its own best rate, a pretrained encoder "
-        f"gets to {means[BASE]:.1%} with one rate for all layers, {others[best]:.1%} with {best}, "
+        f"gets to {means[BASE]:.1%} with one rate for all layers; {others[best]:.1%} with {best}; "
         f"{means['head alone']:.1%} with the head alone; logistic regression on its frozen embeddings to "
         f"{frozen:.1%}."
     )
