@@ -153,3 +153,36 @@ def test_transfer_stores_its_runs_and_trains_none_again(tmp_path: pathlib.Path) 
     assert "MLP, Adam, width 128, 16 steps of 32, multipliers: " in first
     again = run("benchmarks/transfer.py", *small, stored, "--table")
     assert first.endswith(again) and again.startswith("| problem | width x4, as usual |")
+
+
+def test_runs_holds_every_length_and_a_third_back() -> None:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import runs
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+    every, last = set(runs.cases()), runs.held_out()
+    assert len(every) == 56 and len(last) == 18 and last < every
+    stored = runs.load()
+    assert len(set(stored) - last) >= 30 and set(stored) <= every
+    for case in stored.values():
+        assert [int(steps) for steps in case["losses"]] == list(runs.LENGTHS)
+        for steps, losses in case["losses"].items():
+            assert np.shape(losses) == (len(case["octaves"][steps]), runs.SEEDS)
+        # What a full run ends with is the last look at it.
+        np.testing.assert_array_equal(np.array(case["looks"])[:, -1], case["losses"]["1000"])
+
+
+def test_price_keeps_to_its_budgets_and_is_what_it_stored() -> None:
+    few = ["--cases", "2", "--draws", "1", "--budgets", "1", "3"]
+    printed = run("benchmarks/price.py", *few)
+    rows = re.findall(r"^\| ([^|]+) \| (\d+) \| ([\d.]+)% .*\| ([\d.]+) \|$", printed, re.M)
+    ours = {float(budget): float(price) for name, budget, _, price in rows if name == "lr_find(budget=)"}
+    assert ours.keys() == {1, 3} and all(0.5 * budget < price <= budget for budget, price in ours.items())
+    stored = json.loads((ROOT / "benchmarks" / "price.json").read_text())
+    for part in ("design", "held out"):
+        known = {(name, budget): columns for name, budget, *columns in stored[part]["rows"]}
+        for budget in (0.3, 1.0, 3.0, 10.0):
+            assert known["lr_find(budget=)", budget][-1] <= 1.02 * budget
+        for other in ("random search", "log grid", "random search, successive halving"):
+            assert known["lr_find(budget=)", 3.0][0] < known[other, 3.0][0]

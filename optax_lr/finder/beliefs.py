@@ -22,7 +22,7 @@ LOST = 2.3
 SURPRISES, CHANCES = (-2.857, -1.356, 0.0, 1.356, 2.857), (0.0113, 0.2221, 0.5333, 0.2221, 0.0113)
 DRAWS, WITHIN = 256, 0.9
 # Octaves between the first lanes of a length, of which there are usually so few.
-APART, FEW = 1.5, 3
+APART, FEW = 1.25, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Belief:
         return float(UNIT * np.expm1(self._above))
 
     def around(self, count: int) -> Float[np.ndarray, "count"]:
-        """So many octaves around the best rate: up to three 1.5 apart, more of them 0.5."""
+        """So many octaves around the best rate: up to three 1.25 apart, more of them 0.5."""
         apart = APART if count <= FEW else FINENESS
         wanted = self.octave + apart * (np.arange(count) - (count - 1) / 2)
         return np.clip(wanted, self.grid[0], self.grid[-1])

@@ -21,7 +21,7 @@ from .suggestion import Round, Suggestion
 from .views import curve_of
 
 # Octaves between the rates of the first round.
-SCAN = 2.0
+SCAN = 2.4
 # How many lanes the first round of a length has, each further one, and a round at most where rounds are few.
 FIRST_LANES, LANES, MOST_LANES = 3, 2, 9
 # From this budget on there is a length between the shortest and the longest, and how long it is.

@@ -25,7 +25,7 @@ from ..types import Bool, Float, Int
 # By how many octaves the best rate rises where runs are half as long, the mean and the deviation of the prior, and
 # how many octaves wide a bowl is.
 SLOPES, SLOPE_MEAN, SLOPE_DEVIATION = (-0.4, 0.0, 0.4, 0.8, 1.2), 0.4, 0.4
-WIDTHS, HEIGHTS, NOISES = (1.5, 3.0), (0.3, 1.0), (0.02, 0.06, 0.2)
+WIDTHS, HEIGHTS, NOISES = (1.5, 3.0), (0.3, 1.0), (0.005, 0.02, 0.06, 0.2)
 # Lengths that differ by so many halvings have curves of about one shape; the deviation of a free offset.
 ALIKE_HALVINGS, OFFSET = 4.0, 10.0
 # Of the variance of the noise, what all runs of one seed have in common.
