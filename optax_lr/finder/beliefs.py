@@ -98,9 +98,11 @@ class Belief:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The octaves that hold the best rate."""
-        low, high = np.quantile(self._lowest, [(1 - WITHIN) / 2, (1 + WITHIN) / 2])
-        return min(float(low), self.octave), max(float(high), self.octave)
+        """The shortest span of octaves that holds the best rate in nine of ten draws, and the answer."""
+        places = np.sort(self._lowest)
+        inside = int(np.ceil(WITHIN * len(places))) - 1
+        first = int(np.argmin(places[inside:] - places[: len(places) - inside]))
+        return min(float(places[first]), self.octave), max(float(places[first + inside]), self.octave)
 
     @property
     def excess(self) -> float:
