@@ -147,6 +147,8 @@ def _of_horizon(found: Suggestion, horizon: int, base_horizon: int | None) -> _F
     base = _steps_of(found) if base_horizon is None else checks.size("base_horizon", base_horizon)
     steps = checks.size("horizon", horizon)
     drift = _drift(found)
+    if steps < base and _at_edge(judged(found.curve)[-1]):
+        drift = 0.0, "since the best rate stands beside one that diverged"
     if drift:
         (slope, of), unsure = drift, UNSURE
         if steps > base:

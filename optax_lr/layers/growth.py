@@ -86,6 +86,8 @@ def readings_of(path: str, base: Mapping[str, Shape], shapes: Mapping[str, Shape
     """
     here, later = base[path], shapes[path]
     larger = [size != before for size, before in zip(later, here, strict=True)]
+    if any(larger[:-1]) and _is_alone(path, base):
+        return {}  # Named as a vector, it may be a kernel all the same, or stacked layers that grow in number.
     bias = _bias_of(path)
     # A bias that is masked out tells its layer by the base model alone.
     allowed = _readings(path, base) if bias in base and bias not in shapes else _readings(path, shapes)
@@ -125,6 +127,14 @@ def _is_vector(path: str) -> bool:
     return bool(_VECTOR_NAME.fullmatch(name)) or any("norm" in layer for layer in layers)
 
 
+def _is_alone(path: str, shapes: Mapping[str, Shape]) -> bool:
+    """Whether an array of several axes is a vector by its name alone, and no kernel stands beside it."""
+    *above, name = path.split("/")
+    beside = ("/".join([*above, kernel]) for kernel, bias in _BIASES.items() if bias == name)
+    several = len(shapes[path]) > 1 and not is_table(path, shapes[path])
+    return several and known_layout(path, shapes) == VECTOR and not any(each in shapes for each in beside)
+
+
 def in_words(reading: Reading) -> str:
     """A reading as `overrides` takes it."""
     if "row" in reading:
@@ -151,7 +161,8 @@ def _readings(path: str, shapes: Mapping[str, Shape], stackable: bool = True) ->
         return [("row",) * (len(shape) - 1) + ("out",)]
     known = known_layout(path, shapes)
     if known == VECTOR:
-        plain = len(shape) == 1 and not _is_vector(path)
+        unlike = shapes.get(_bias_of(path), shape) != shape
+        plain = len(shape) == 1 and (unlike or not _is_vector(path))
         return [VECTOR, ("in",)] if plain else [VECTOR]
     bias_path = _bias_of(path)
     bias = shapes.get(bias_path)

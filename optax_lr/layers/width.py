@@ -158,13 +158,13 @@ def width_multipliers(optimizer: str = "adam") -> MultiplierRule:
 def rescale_init(params: PyTree, base_params: PyTree, overrides: Mapping[str, str] | None = None) -> PyTree:
     """The start of a wide model, scaled so that its rate is that of the base model.
 
-    Each array gets the root mean square that it has in the base model, times
+    Each array that grows gets the root mean square that it has in the base model, times
 
         sqrt(1 / in) * min(1, sqrt(out / in))
 
     with the factors by which fan-in and fan-out have grown: 1 for input and vector, sqrt(1 / in) for hidden and
-    1 / in for output. So it does not matter by which law the initializers follow the width. Zeros stay zeros.
-    It works under `jit` and `vmap`.
+    1 / in for output. So it does not matter by which law the initializers follow the width. Zeros stay zeros,
+    and an array that has not grown stays as it is. It works under `jit` and `vmap`.
 
     Args:
       params: the freshly drawn parameters of the wide model.

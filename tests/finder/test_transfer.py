@@ -92,6 +92,9 @@ def test_a_length_whose_best_rate_stands_beside_a_lost_one_has_no_part_in_the_dr
     assert found.learning_rate == pytest.approx(0.04 * 16**-0.9, rel=0.05)
     last = dataclasses.replace(steep, curve=beside(steep.curve, 0.04))
     assert olr.lr_transfer(last, horizon=1600).learning_rate == pytest.approx(0.04 * 16**-0.25)
+    # Nor does a shorter run raise the rate to what diverged, where no other length tells.
+    alone = olr.lr_transfer(dataclasses.replace(last, shorter=()), horizon=25)
+    assert alone.learning_rate == pytest.approx(0.04) and "beside one that diverged" in alone.reason
     none = dataclasses.replace(steep, shorter=first[:1])
     assert "since no shorter runs tell" in olr.lr_transfer(none, horizon=1600).reason
 

@@ -62,6 +62,29 @@ REFUSALS = {
         trees((4, 3), (8, 2)),
         "label_by_width needs axes that grow or stay, but one shrinks: 'w/kernel' is (4, 3) there and (8, 2) here.",
     ),
+    "a kernel that has the name of a vector": (
+        trees((16, 16), (64, 64), "film/scale"),
+        "'film/scale' grows from (16, 16) to (64, 64), in an axis that no width should change, or its layout is "
+        "unknown: say which axes are summed over, as in overrides={'film/scale': 'in out'}, or 'vector' if none "
+        "is.",
+    ),
+    "stacked norms that grow in number": (
+        trees((4, 16), (16, 64), "layers/scale"),
+        "'layers/scale' grows from (4, 16) to (16, 64), in an axis that no width should change, or its layout is "
+        "unknown: say which axes are summed over, as in overrides={'layers/scale': 'in out'}, or 'vector' if none "
+        "is.",
+    ),
+    "a readout beside a scalar": (
+        tuple(
+            {
+                "in": {"weight": jnp.ones((n, 8)), "bias": jnp.ones(n)},
+                "out": {"weight": jnp.ones(n), "bias": jnp.ones(())},
+            }
+            for n in (16, 64)
+        ),
+        "'out/weight' grows from (16,) to (64,), which may be read as 'vector' (vector out x4) or as 'output' "
+        "(output in x4): say which in overrides={'out/weight': ...}.",
+    ),
     "nothing that grows": (
         trees((4, 3), (4, 3)),
         "label_by_width needs an axis that grows, got two models of the same shapes: at the base width every "
