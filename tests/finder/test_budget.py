@@ -196,9 +196,12 @@ def test_interrupted_it_answers_from_its_rounds_and_goes_on_from_its_checkpoint(
         return say(self, *arguments)
 
     monkeypatch.setattr(Session, "_say", interrupting)
-    with pytest.warns(UserWarning, match="its answer is that of 1 finished rounds"):
+    # The signal may come when the round that sent it has just ended.
+    with pytest.warns(UserWarning, match="its answer is that of [12] finished rounds"):
         found = find(3, checkpoint=tmp_path)
-    assert found.trace == whole.trace[:1]
+    assert (
+        found.trace == whole.trace[: len(found.trace)] and len(found.trace) in (1, 2) and len(whole.trace) > 2
+    )
     monkeypatch.undo()
     resumed = find(3, checkpoint=tmp_path)
     assert resumed.trace == whole.trace and str(resumed) == str(whole)
