@@ -155,10 +155,9 @@ class _Store:
                 f"batches must all have one shape, got {checks.shapes(batch)} at batch {self.size} after "
                 f"{self._first}: drop the last, smaller batch of an epoch{hint}."
             )
-        for (path, _), leaf, like in zip(
-            jax.tree_util.tree_leaves_with_path(batch), leaves, self._like, strict=True
-        ):
+        for at, (leaf, like) in enumerate(zip(leaves, self._like, strict=True)):
             if leaf.dtype != like.dtype:
+                path, _ = jax.tree_util.tree_leaves_with_path(batch)[at]
                 raise ValueError(
                     f"batches must all have one dtype, got {leaf.dtype} at batch {self.size} after {like.dtype} "
                     f"in batch{jax.tree_util.keystr(path)}: convert it where batches are read, as in "

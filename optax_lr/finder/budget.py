@@ -129,7 +129,7 @@ class Budgeted(Policy):
     bounds: Bounds
     spend: Spending
     tables: Callable[[int], Tables]
-    _beliefs: dict[int, Belief] = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    _beliefs: dict[bytes, Belief] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @functools.cached_property
     def scan(self) -> np.ndarray:
@@ -205,10 +205,10 @@ class Budgeted(Policy):
         if seen.lost.all():
             raise AllDivergedError(curve_of(runs.where(stage=0)))
         # The trace asks once more for what each round asked for.
-        which = hash(seen.key)
-        if which not in self._beliefs:
-            self._beliefs[which] = Belief(seen, self.grid)
-        return self._beliefs[which]
+        key = seen.key
+        if key not in self._beliefs:
+            self._beliefs[key] = Belief(seen, self.grid)
+        return self._beliefs[key]
 
     def answer(self, runs: Runs) -> Suggestion:
         beliefs = [self.belief(runs.where(round=range(last + 1))) for last in range(runs.rounds)]
@@ -253,12 +253,13 @@ class Budgeted(Policy):
         )
 
     def _reason(self, curve: LRCurve, last: Round, rounds: int) -> str:
-        kind = "training" if curve.eval_losses is None else "validation"
         lengths, spend = " and ".join(str(length) for length in self.lengths), self.spend
+        side = "below" if curve.mode == "max" else "above"
         return (
-            f"The {kind} loss after {spend.horizon} steps is expected to be lowest at this rate, and above that of "
-            f"the best rate by {last.expected_excess:.2%} of its fall, as runs of {lengths} steps say in {rounds} "
-            f"round{'s' if rounds > 1 else ''}, for {last.price:.3g} of {spend.budget:.3g} runs of the horizon."
+            f"The {curve.judged_by} after {spend.horizon} steps is expected to be {curve.best_is} at this rate, "
+            f"and {side} that of the best rate by {last.expected_excess:.2%} of its fall, as runs of {lengths} "
+            f"steps say in {rounds} round{'s' if rounds > 1 else ''}, for {last.price:.3g} of {spend.budget:.3g} "
+            "runs of the horizon."
         )
 
     def _left(self, runs: Runs, stage: int, left: int) -> int:

@@ -73,6 +73,11 @@ class LRCurve:
         return f"{'training' if self.eval_losses is None else 'validation'} {self.metric.replace('_', ' ')}"
 
     @property
+    def best_is(self) -> str:
+        """What the best of it is, in a word: "lowest" or "highest"."""
+        return "highest" if self.mode == "max" else "lowest"
+
+    @property
     def lane_steps(self) -> int:
         """How many training steps were executed, over all lanes and seeds."""
         steps = self.losses.shape[-1]
@@ -193,10 +198,10 @@ class LRCurve:
         means = as_reported(self, judged_losses(self)[-1][1].mean(axis=0))
         if np.isnan(means).all():
             return f"{self!r}\nEvery lane diverged."
-        best, most = int(np.nanargmin(as_reported(self, means))), self.mode == "max"
+        best = int(np.nanargmin(as_reported(self, means)))
         where = ", ".join(f"{name} {self.lanes[name][best]:.3g}" for name in self.axes)
         kind = self.judged_by
-        said = f"{self!r}\nThe {kind} is {'highest' if most else 'lowest'} at {where}: {means[best]:.4g}."
+        said = f"{self!r}\nThe {kind} is {self.best_is} at {where}: {means[best]:.4g}."
         if len(means) > LANES_IN_TABLE:
             return said
         rows = [

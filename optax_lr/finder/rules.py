@@ -341,13 +341,13 @@ def _harmless(curve: LRCurve, end: Judged) -> Suggestion:
 
 
 def _lowest_at(curve: LRCurve, rate: float, where: str) -> str:
-    seeds, most = len(curve.losses), "highest" if curve.mode == "max" else "lowest"
+    seeds = len(curve.losses)
     losses, rates = as_reported(curve, final_losses(curve).mean(axis=0)), curve.learning_rates
     usable = np.isfinite(losses)
     loss = np.interp(np.log(rate), np.log(rates[usable]), losses[usable])
     measured = np.isclose(rate, rates[usable], rtol=1e-6).any()
     return (
-        f"The {curve.judged_by} is {most} {where} after {curve.losses.shape[-1]} steps ({loss:.4g}"
+        f"The {curve.judged_by} is {curve.best_is} {where} after {curve.losses.shape[-1]} steps ({loss:.4g}"
         f"{'' if measured else ', estimated between lanes'}, the mean of {seeds} seed{'s' if seeds > 1 else ''})"
     )
 

@@ -146,9 +146,7 @@ def _with_line(factor: float, low: float, high: float, what: str, source: str) -
 def _of_horizon(found: Suggestion, horizon: int, base_horizon: int | None) -> _Factor:
     base = _steps_of(found) if base_horizon is None else checks.size("base_horizon", base_horizon)
     steps = checks.size("horizon", horizon)
-    drift = _drift(found)
-    if steps < base and _at_edge(judged(found.curve)[-1]):
-        drift = 0.0, "since the best rate stands beside one that diverged"
+    drift = _drift(found, shortens=steps < base)
     if drift:
         (slope, of), unsure = drift, UNSURE
         if steps > base:
@@ -161,11 +159,14 @@ def _of_horizon(found: Suggestion, horizon: int, base_horizon: int | None) -> _F
     return _factor(steps / base, slope, lowest, highest, f"Steps {base} to {steps}", source)
 
 
-def _drift(found: Suggestion) -> tuple[float, str] | None:
-    """By which power of the length the best rate moves, and of what that was read; None where no runs tell."""
+def _drift(found: Suggestion, *, shortens: bool) -> tuple[float, str] | None:
+    """By which power of the length the best rate moves, and of what that was read; None where no runs tell.
+
+    Beside a rate that diverged it does not move: no shorter run raises the rate to that one.
+    """
     curves = [*found.shorter, found.curve]
     ends = [judged(curve)[-1] for curve in curves]
-    if found.shorter and _at_edge(ends[-1]):
+    if (found.shorter or shortens) and _at_edge(ends[-1]):
         return 0.0, "since the best rate stands beside one that diverged"
     telling = [pair for pair in zip(curves, ends, strict=True) if pair[1].learned and not _at_edge(pair[1])]
     if len(telling) < 2:
