@@ -207,6 +207,23 @@ def test_interrupted_it_answers_from_its_rounds_and_goes_on_from_its_checkpoint(
     assert resumed.trace == whole.trace and str(resumed) == str(whole)
 
 
+def test_the_reason_names_what_judges():
+    def gain(params, batch):
+        loss = loss_fn(params, batch)
+        return {"loss": loss, "gain": -loss}
+
+    least, most = find(1), find(1, eval_fn=gain, metric="gain", mode="max")
+    assert least.learning_rate == most.learning_rate
+    assert (
+        "validation loss after 200 steps is expected to be lowest at this rate, and above that"
+        in least.reason
+    )
+    assert (
+        "validation gain after 200 steps is expected to be highest at this rate, and below that"
+        in most.reason
+    )
+
+
 def test_where_nothing_is_learned_it_says_so():
     with pytest.warns(UserWarning, match="does not depend on the parameters"):
         found = olr.lr_find(
