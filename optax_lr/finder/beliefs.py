@@ -7,7 +7,7 @@ import numpy as np
 
 from ..engine.runs import Runs
 from ..types import Bool, Float
-from .model import Edge, Points, Values, at_horizon
+from .model import SLOPES, Edge, Points, Values, at_horizon
 from .views import final_height
 
 # The rates that are compared, by octave.
@@ -16,6 +16,8 @@ FINENESS = 0.5
 UNIT = 0.1
 # Of a run that did far worse than the best, nothing but that counts.
 MOST = 1.0
+# Over so many octaves rates are compared at least.
+LEAST = 6.0
 # What a lost run costs.
 LOST = 2.3
 # The surprises that a further run is imagined to bring: Gauss and Hermite's nodes, and their weights.
@@ -64,17 +66,39 @@ def some(points: Points, which: np.ndarray) -> Points:
     return Points(*(values[which] for values in points))
 
 
+def possible(seen: Seen, grid: Float[np.ndarray, "points"]) -> Float[np.ndarray, " left"]:
+    """The octaves of a grid at which the best rate of the horizon may lie.
+
+    A rate below the best of a length that did far worse made too little way. At the horizon one that is lower by
+    the steepest slope makes no more, so those below cannot be the best; nor can those above a rate that did far
+    worse above the best. What the longest runs say comes first, and six octaves stay where others contradict it.
+    """
+    octaves, halvings, _ = seen.points
+    low, high = grid[0], grid[-1]
+    for length in np.unique(halvings[~seen.lost]):
+        here = (halvings == length) & ~seen.lost
+        best = octaves[here][seen.values[here].argmin()]
+        worse = octaves[here & (seen.values >= MOST)]
+        lowest = np.max(worse[worse < best] - SLOPES[-1] * length, initial=low)
+        highest = np.min(worse[worse > best] - SLOPES[0] * length, initial=high)
+        if length == halvings[~seen.lost].min():
+            lowest, highest = min(lowest, best - LEAST / 2), max(highest, best + LEAST / 2)
+        if highest - lowest >= LEAST:
+            low, high = max(low, lowest), min(high, highest)
+    return grid[(grid >= low) & (grid <= high)]
+
+
 class Belief:
     """The posterior of a search.
 
     Attributes:
-      grid: octaves, [points].
+      grid: octaves at which the best rate may lie, [points].
       cost: what a run of the horizon is expected to lose at each, [points].
       best: the place of the lowest.
     """
 
     def __init__(self, seen: Seen, grid: Float[np.ndarray, "points"]):
-        left = ~seen.lost
+        left, grid = ~seen.lost, possible(seen, grid)
         self.grid, self._seen = grid, seen
         self.values = Values(some(seen.points, left), seen.values[left], grid)
         self.edge = Edge(seen.points, seen.lost, grid)

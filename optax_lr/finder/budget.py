@@ -235,7 +235,7 @@ class Budgeted(Policy):
             high=last.high,
             reason=self._reason(longest, last, len(rounds)),
             curve=longest,
-            at_edge=beliefs[-1].best in (0, len(self.grid) - 1),
+            at_edge=beliefs[-1].octave in (self.grid[0], self.grid[-1]),
             shorter=shorter,
             horizon=self.spend.horizon,
             **common,

@@ -6,8 +6,9 @@ Gaussian process plus a free offset for each length:
     k(a, b) = height^2 matern52(|u_a - u_b| / width) exp(-(halvings_a - halvings_b)^2 / (2 * 4^2)),
     u = octave - slope * halvings
 
-so the curve of one length is that of another, moved by the drift of the best rate. Half of the noise is the seed's,
-shared by all rates that ran on it. `slope`, `width`, `height` and `noise` are a mixture, weighed by evidence.
+so the curve of one length is that of another, moved by the drift of the best rate. Beyond the longest runs it goes
+on by a slope of its own, which that between lengths tells only in part. Half of the noise is the seed's, shared by
+all rates that ran on it. The slopes, `width`, `height` and `noise` are a mixture, weighed by evidence.
 
 Lost runs have no value; their chance is logistic((octave - edge - fall * halvings) / softness), a mixture, too.
 
@@ -22,9 +23,11 @@ import numpy as np
 
 from ..types import Bool, Float, Int
 
-# By how many octaves the best rate rises where runs are half as long, the mean and the deviation of the prior, and
-# how many octaves wide a bowl is.
-SLOPES, SLOPE_MEAN, SLOPE_DEVIATION = (-0.4, 0.0, 0.4, 0.8, 1.2), 0.4, 0.4
+# By how many octaves the best rate rises where runs are half as long, the mean and the deviation of the prior.
+SLOPES, SLOPE_MEAN, SLOPE_DEVIATION = (-0.4, 0.0, 0.4, 0.8, 1.2), 0.5, 0.4
+# How much of what the slope between lengths differs from the mean goes on beyond the longest runs.
+GOES_ON = 0.3
+# How many octaves wide a bowl is, how high, and the noise.
 WIDTHS, HEIGHTS, NOISES = (1.5, 3.0), (0.3, 1.0), (0.005, 0.02, 0.06, 0.2)
 # Lengths that differ by so many halvings have curves of about one shape; the deviation of a free offset.
 ALIKE_HALVINGS, OFFSET = 4.0, 10.0
@@ -64,15 +67,19 @@ class Values:
         white = np.linalg.solve(factor, np.broadcast_to(values[:, None], (len(every), len(values), 1)))
         self.evidence = -0.5 * (white[..., 0] ** 2).sum(1)
         self.evidence -= np.log(np.diagonal(factor, axis1=1, axis2=2)).sum(1)
-        logs = self.evidence - 0.5 * ((every[:, 0] - SLOPE_MEAN) / SLOPE_DEVIATION) ** 2
-        left = logs >= logs.max() + np.log(LEAST_WEIGHT)
-        self.weights, self._grid = np.exp(logs[left] - logs.max()), grid
+        slopes, beyond = every[:, :1], np.array(SLOPES)
+        prior = (slopes - SLOPE_MEAN) ** 2 + (beyond - SLOPE_MEAN - GOES_ON * (slopes - SLOPE_MEAN)) ** 2
+        logs = self.evidence[:, None] - 0.5 * prior / SLOPE_DEVIATION**2
+        member, goes_on = np.nonzero(logs >= logs.max() + np.log(LEAST_WEIGHT))
+        self.weights, self._grid = np.exp(logs[member, goes_on] - logs.max()), grid
         self.weights /= self.weights.sum()
-        self._know(every[left], factor[left], seen)
-        self.means = (self._whitened.swapaxes(1, 2) @ white[left])[..., 0]
+        moved = (beyond[goes_on] - every[member, 0]) * seen.halvings.min()
+        self._horizon = at_horizon(grid)._replace(octaves=grid + moved[:, None])
+        self._know(every[member], factor[member], seen)
+        self.means = (self._whitened.swapaxes(1, 2) @ white[member])[..., 0]
 
     def _know(self, members: np.ndarray, factor: np.ndarray, seen: Points) -> None:
-        horizon = at_horizon(self._grid)
+        horizon = self._horizon
         self._members, self._factor, self._seen = members, factor, seen
         self._whitened = np.linalg.solve(factor, _smooth(members, seen, horizon))
         explained = self._whitened.swapaxes(1, 2) @ self._whitened
@@ -95,7 +102,7 @@ class Values:
         seen, members = self._seen, self._members
         cross = _smooth(members, seen, runs) + _common(members, seen, runs)
         whitened = np.linalg.solve(self._factor, cross)
-        spread = _smooth(members, at_horizon(self._grid), runs) - self._whitened.swapaxes(1, 2) @ whitened
+        spread = _smooth(members, self._horizon, runs) - self._whitened.swapaxes(1, 2) @ whitened
         alone = members[:, 2] ** 2 + OFFSET**2 + members[:, 3] ** 2
         return spread / np.sqrt(alone[:, None] - (whitened**2).sum(1))[:, None, :]
 
@@ -145,7 +152,7 @@ def _smooth(members: np.ndarray, one: Points, other: Points) -> Float[np.ndarray
     """The covariance of the curves, offsets and noise aside."""
     slope, width, height = (members[:, at, None, None] for at in range(3))
     apart = one.halvings[:, None] - other.halvings
-    octaves = np.abs(one.octaves[:, None] - other.octaves - slope * apart)
+    octaves = np.abs(one.octaves[..., :, None] - other.octaves[..., None, :] - slope * apart)
     scaled = np.sqrt(5) * octaves / width
     along = np.exp(-0.5 * (apart / ALIKE_HALVINGS) ** 2)
     return height**2 * (1 + scaled + scaled**2 / 3) * np.exp(-scaled) * along

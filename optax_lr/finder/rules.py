@@ -32,10 +32,12 @@ from .curve import LRCurve, as_reported, judged_losses
 from .judging import Judged, judged
 from .suggestion import Suggestion
 
-# How the log of the best rate may move with the log of the length of a run.
-SLOPES = (-1.0, 0.0)
-# By how much the slope that was seen may differ from the one to come.
-UNSURE = 0.25
+# How the log of the best rate may move with the log of the length of a run, and how it does on most problems.
+SLOPES, USUAL_SLOPE = (-1.0, 0.0), -0.6
+# How much the slope between two lengths tells of the one beyond them: rates are a factor of two apart, and noisy.
+TOLD = 0.25
+# By how much the slope to come may differ from what is expected.
+UNSURE = 0.35
 # A lane that lost this share of the fall of the best weighs e times less in the center of a curve.
 SOFTNESS = 0.004
 # The ratio of the lanes that surround the best of one length, and how many there are at most on either side.
@@ -101,10 +103,12 @@ def lowest_loss(curve: LRCurve) -> Suggestion:
 def for_horizon(curve: LRCurve | Sequence[LRCurve], horizon: int) -> Suggestion:
     """The rate for a run of `horizon` steps: the best rate's drift with the length of runs, extrapolated.
 
-    log rate(horizon) = log rate(n) + slope * log(horizon / n), where n is the longest run and `slope` what the rate
-    moved since the run before it, kept in [-1, 0]: where models overfit, the best rate falls as 1 / steps, since
-    the product of both is what counts; where stability limits it, it stays. So it stays where the best rate of the
-    longest runs stands beside one that diverged, and no slope is taken from shorter runs of which that holds.
+    log rate(horizon) = log rate(n) + slope * log(horizon / n), where n is the longest run and `slope` is kept in
+    [-1, 0]: where models overfit, the best rate falls as 1 / steps, since the product of both is what counts; where
+    stability limits it, it stays. So it stays where the best rate of the longest runs stands beside one that
+    diverged, and no slope is taken from shorter runs of which that holds. Else a quarter of it is what the rate
+    moved since the run before the longest, and three quarters are -0.6, what is usual: noise moves the best of two
+    lengths as much as training does, and how a rate moved tells little of how it goes on (`benchmarks/runs.json`).
     Shorter runs than the last two lengths do not count: what limits the rate of a model that has barely begun to
     learn tells little of one that has.
 
@@ -115,12 +119,12 @@ def for_horizon(curve: LRCurve | Sequence[LRCurve], horizon: int) -> Suggestion:
 
     Args:
       curve: runs of several lengths, each under the whole of its schedule (of runs of one length
-        `lowest_loss` is taken, and a slope of -0.5); or one curve of lanes at constant rates with losses at several
+        `lowest_loss` is taken, and a slope of -0.6); or one curve of lanes at constant rates with losses at several
         steps. Of the latter half the slope is taken: a constant rate must be smaller than the peak of a schedule,
         and the two errors about cancel.
       horizon: the steps of the run to come.
 
-    The interval is that of the longest runs with a quarter of the range of slopes added on both sides. Where no
+    The interval is that of the longest runs with slopes 0.35 lower and higher added on its sides. Where no
     rate of the longest runs learned, the answer is that of `lowest_loss`.
 
     Raises:
@@ -173,12 +177,15 @@ def _drift(
     telling = [pair for pair in shorter if pair[1].learned and not _beside_lost(pair[1])]
     if not telling:
         # Short runs over many rates are flat far from the best.
-        slope = float(np.mean(SLOPES))
-        return here.learning_rate, slope, f"the best rate is taken to move as steps^{slope:.2f}"
+        return here.learning_rate, USUAL_SLOPE, f"the best rate is taken to move as steps^{USUAL_SLOPE:.2f}"
     curve, before = telling[-1]
     slope = np.log(center / _center(curve.learning_rates, before)) / np.log(end.steps / before.steps)
-    moved = f"from {before.steps} to {end.steps} steps the best rate moved as steps^{slope:.2f}"
-    return center, float(slope), moved
+    expected = float(TOLD * np.clip(slope, *SLOPES) + (1 - TOLD) * USUAL_SLOPE)
+    moved = (
+        f"from {before.steps} to {end.steps} steps the best rate moved as steps^{slope:.2f}, so it is expected to "
+        f"go on as steps^{expected:.2f}"
+    )
+    return center, expected, moved
 
 
 def rates_beside(curve: LRCurve) -> list[float]:

@@ -8,7 +8,7 @@ import numpy as np
 from .. import checks
 from .comparison import lowest_lane
 from .judging import Judged, judged
-from .rules import SLOPES, UNSURE, lost_above, lowest_loss
+from .rules import SLOPES, lost_above, lowest_loss
 from .suggestion import Suggestion
 
 # The power of the batch size by which the rate rises up to the critical size, and the range in which it may lie.
@@ -22,6 +22,8 @@ _BATCH_SOURCES = {
 }
 # Where longer ones tell a drift, runs that fell by less than this share of what the longest did have barely begun.
 BEGUN = 0.5
+# By how much the slope of a line through the best rates of several lengths may differ from the one to come.
+UNSURE = 0.25
 # The power of the width by which the best rate may move under the multipliers.
 WIDTH_UNSURE = 0.2
 

@@ -15,7 +15,9 @@ import optax_lr.nnx
 from optax_lr.engine.runs import Reference, Runs
 from optax_lr.engine.session import Session
 from optax_lr.finder import tables
+from optax_lr.finder.beliefs import Seen, possible
 from optax_lr.finder.budget import Budgeted, Spending
+from optax_lr.finder.model import Points
 from optax_lr.finder.policies import Bounds
 
 HORIZON = 200
@@ -100,6 +102,24 @@ def test_a_bowl_that_drifts_is_found_and_lies_in_the_interval(budget, octaves):
     found = searched(budget)
     assert abs(np.log2(found.learning_rate) + 7) <= octaves
     assert np.log2(found.low) <= -7 <= np.log2(found.high)
+
+
+def seen(octaves, halvings, values):
+    points = Points(np.array(octaves, float), np.array(halvings, float), np.zeros(len(octaves), int))
+    return Seen(points, np.array(values, float), np.zeros(len(octaves), bool))
+
+
+def test_rates_that_a_drift_cannot_reach_are_ruled_out():
+    grid = np.arange(-40, 11) * 0.5
+    # The best rate of an eighth of the run is 2^-4; it may fall by 1.2 octaves a halving and rise by 0.4.
+    found = possible(seen([-10, -7, -4, -1, 2], [3] * 5, [1, 1, 0, 0.4, 1]), grid)
+    assert found[0] == -10.5 and found[-1] == 3.0
+    # Other lengths tighten it, but six octaves stay where they contradict.
+    both = seen([-10, -7, -4, -1, 2, -12, -9, -6], [3] * 5 + [0] * 3, [1, 1, 0, 0.4, 1, 1, 0, 1])
+    found = possible(both, grid)
+    assert found[0] <= -9 <= found[-1] and 5.5 <= np.ptp(found) <= 6
+    # Nothing that did far worse, nothing ruled out.
+    assert len(possible(seen([-4, -1], [3, 3], [0, 0.4]), grid)) == len(grid)
 
 
 def test_what_lies_at_an_edge_is_answered_below_it():

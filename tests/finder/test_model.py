@@ -1,5 +1,7 @@
 """The model of runs: a mixture of Gaussian processes, against scikit-learn's, and the chance of being lost."""
 
+import itertools
+
 import numpy as np
 import pytest
 from sklearn.gaussian_process import GaussianProcessRegressor
@@ -25,7 +27,7 @@ def members(monkeypatch):
         for name, values in constants.items():
             monkeypatch.setattr(model, name, values)
 
-    few(SLOPES=(0.8,), WIDTHS=(1.5,), HEIGHTS=(0.3,), NOISES=(0.06,))
+    few(SLOPES=(0.8,), GOES_ON=1.0, WIDTHS=(1.5,), HEIGHTS=(0.3,), NOISES=(0.06,))
     return few
 
 
@@ -49,8 +51,8 @@ def scikit(slope=0.8, width=1.5, height=0.3, noise=0.06, seen=SEEN, values=VALUE
     return process.fit(rows_of(seen), values)
 
 
-def predicted(process):
-    return process.predict(rows_of(at_horizon(GRID), curve=1.0), return_cov=True)
+def predicted(process, octaves=GRID):
+    return process.predict(rows_of(at_horizon(octaves), curve=1.0), return_cov=True)
 
 
 def test_one_member_is_scikit_learns_process(members):
@@ -62,13 +64,19 @@ def test_one_member_is_scikit_learns_process(members):
 
 
 def test_members_weigh_what_their_evidence_and_the_prior_say(members):
-    members(SLOPES=(0.4, 0.8))
+    members(SLOPES=(0.4, 0.8), SLOPE_MEAN=0.4, SLOPE_DEVIATION=0.4, GOES_ON=0.5)
     found = Values(SEEN, VALUES, GRID)
-    each = [scikit(slope=slope) for slope in (0.4, 0.8)]
-    logs = np.array([one.log_marginal_likelihood_value_ for one in each]) - [0.0, 0.5]
+    # The slope between lengths, and that beyond the longest, whose prior has its mean halfway to the other.
+    pairs = list(itertools.product((0.4, 0.8), (0.4, 0.8)))
+    each = {slope: scikit(slope=slope) for slope in (0.4, 0.8)}
+    logs = np.array([each[slope].log_marginal_likelihood_value_ for slope, _ in pairs])
+    logs -= [
+        ((slope - 0.4) ** 2 + (beyond - (slope + 0.4) / 2) ** 2) / (2 * 0.4**2) for slope, beyond in pairs
+    ]
     weights = np.exp(logs - logs.max()) / np.exp(logs - logs.max()).sum()
     np.testing.assert_allclose(found.weights, weights, rtol=1e-6)
-    means = weights @ [predicted(one)[0] for one in each]
+    # Longest runs are one halving away: by another slope beyond, their rates stand for others at the horizon.
+    means = weights @ [predicted(each[slope], GRID + beyond - slope)[0] for slope, beyond in pairs]
     np.testing.assert_allclose(found.mean, means, atol=1e-8)
 
 
@@ -97,7 +105,8 @@ def test_draws_have_the_mean_and_the_spread_of_the_process(members):
     np.testing.assert_allclose(np.cov(draws.T), found.covariances[0], atol=0.004)
 
 
-def test_the_drift_is_learned_from_two_lengths():
+def test_the_drift_is_learned_from_two_lengths(monkeypatch):
+    monkeypatch.setattr(model, "GOES_ON", 1.0)
     octaves = np.arange(-8.0, 0.1, 1)
     for slope in (0.0, 0.8):
         short = 0.05 * (octaves + 4 - 5 * slope) ** 2
