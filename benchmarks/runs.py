@@ -27,7 +27,7 @@ from optax_lr.engine.engine import Engine
 from optax_lr.engine.runs import Runs
 from optax_lr.engine.session import Opening, Session
 from optax_lr.finder import tables
-from optax_lr.finder.inputs import pose
+from optax_lr.finder.inputs import Posed, pose
 from optax_lr.finder.policies import rows_of
 from optax_lr.finder.problem import problem_of
 from optax_lr.finder.search import example_lane, searched
@@ -38,11 +38,14 @@ LENGTHS = (16, 31, 62, 125, 250, 500, HORIZON)
 # Up to this length runs have every rate.
 SHORT = 62
 SEEDS = 4
+# Of the starts and the order of batches.
+KEY = 5000
 # The halves of octaves of a search's bounds and some beyond.
 LOWEST, HIGHEST = -20.0, 4.0
 # How far from the best rate long runs have half octaves.
 AROUND = 4.0
 LOOKS = (31, 62, 125, 250, 500)
+LANE = example_lane({"learning_rate": 0.1}, HORIZON)
 
 
 def cases() -> list[str]:
@@ -63,17 +66,20 @@ def octaves(steps: int, best: float) -> np.ndarray:
     return np.union1d(near, np.arange(LOWEST, HIGHEST + 0.1, 2.0))
 
 
+def posed(case: str) -> Posed:
+    """A case with all of its data: starts and orders of batches by seed."""
+    name, optimizer = case.rsplit(", ", 1)
+    problem = problems()[name]()
+    return pose(
+        problem_of(problem.loss_fn, False, {}), problem.init, OPTIMIZERS[optimizer], problem.batches,
+        model_state=None, opt_state=None, eval_batch=problem.eval_batch, lane=LANE, read=HORIZON, seeds=SEEDS,
+        key=jax.random.key(KEY),
+    )  # fmt: skip
+
+
 def run_case(case: str, best: float) -> dict:
     """All runs of a case: losses [octaves][seeds] by length, and what full runs pass through."""
-    name, optimizer = case.rsplit(", ", 1)
-    problem, key = problems()[name](), jax.random.key(5000)
-    lane = example_lane({"learning_rate": 0.1}, HORIZON)
-    posed = pose(
-        problem_of(problem.loss_fn, False, {}), problem.init, OPTIMIZERS[optimizer], problem.batches,
-        model_state=None, opt_state=None, eval_batch=problem.eval_batch, lane=lane, read=HORIZON, seeds=SEEDS,
-        key=key,
-    )  # fmt: skip
-    opening = Opening(lane=lane, lanes=40, seeds=SEEDS, longest=HORIZON, description=case)
+    opening = Opening(lane=LANE, lanes=40, seeds=SEEDS, longest=HORIZON, description=case)
 
     def drive(session: Session) -> None:
         for steps in LENGTHS:
@@ -82,7 +88,7 @@ def run_case(case: str, best: float) -> dict:
             plan = rows_of(rates, range(SEEDS), steps, tables.one_cycle, stage=steps, eval_steps=looks)
             session.run(plan, f"{steps} steps")
 
-    return _stored(searched(posed, Engine(progress=False), opening, drive).runs)
+    return _stored(searched(posed(case), Engine(progress=False), opening, drive).runs)
 
 
 def _stored(runs: Runs) -> dict:
