@@ -2,179 +2,77 @@
 
     python benchmarks/price.py                     # from runs.json and finder_truth.json: minutes, no training
     python benchmarks/price.py --held-out --write  # the cases that nothing was tuned on; stores price.json
+    python benchmarks/price.py --methods "lr_find(budget=)" --write     # its rows alone
+    python benchmarks/price.py --picture           # docs/price.png, from what is stored
 
-Every method is replayed on the stored runs of `runs.py`: the policy of `lr_find(budget=)` itself, asked round
-by round; random search and a log grid over the bounds of a search, whole runs of one seed each, of which the
-lowest last loss wins; random search with successive halving (Li et al. 2018, arXiv:1810.05934, by a factor of
-two at an eighth, a quarter and a half of the run), which sees full runs on their way; a customary rate, for
-nothing. Draws are shifts of the seeds. Losses of a length that is not stored are those of the nearest one, and
-so are those of a rate: half octaves around the best. Far from it, where rates are two octaves apart, losses are
-interpolated. The cases are those that `runs.json` holds.
+The methods are those of `price_methods.py`, replayed on the stored runs of `runs.py` and scored on their cases.
+Optuna's rows stay as they are stored where Optuna is not installed (`optax-lr[bench]` has it).
 
 Excess is that of `finder_accuracy.py`: over the best rate's mean loss, at most 9, which a lost run counts.
-Price is in runs of 1000 steps.
+Price is in runs of 1000 steps: what was spent before the run to come.
 """
 
 import argparse
 import json
 import pathlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
-from finder_accuracy import CUSTOMARY, TRUTH, Truth
-from runs import HORIZON, LENGTHS, LOOKS, held_out, load
-
-from optax_lr.engine.runs import Plan, Reference, Runs
-from optax_lr.finder import budget, tables
-from optax_lr.finder.policies import Bounds
+import self_tuning
+from finder_accuracy import TRUTH, Truth
+from price_methods import BUDGETS, METHODS, OURS, Answer, Table, runnable
+from runs import held_out, load
 
 STORED = pathlib.Path(__file__).with_name("price.json")
-BUDGETS = (0.3, 1.0, 3.0, 10.0)
-BOUNDS = Bounds(1e-6, 10.0)
+PICTURE = pathlib.Path(__file__).parents[1] / "docs" / "price.png"
 COLUMNS = ("median", "90th percentile", "worst", "within 2x", "interval holds it", "price")
+# Where the picture has what searches nothing, and the excess below which nothing is told apart.
+NOTHING, LEAST = 0.025, 1e-3
+TICKS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 9.0)
+Rows = list[tuple[str, float, list[float]]]
 
 
-class Table:
-    """The stored runs of a case, seeds shifted by a draw."""
+class Scored(NamedTuple):
+    """A method at a budget: the means of its columns over draws, and the excess of each draw and case."""
 
-    def __init__(self, stored: Mapping, draw: int):
-        self._octaves = {int(steps): np.array(values) for steps, values in stored["octaves"].items()}
-        self._losses = {
-            int(steps): np.roll(np.array(values, float), -draw, axis=1)
-            for steps, values in stored["losses"].items()
-        }
-        # [rates, looks, seeds]
-        self._looks = np.roll(np.array(stored["looks"], float), -draw, axis=2)
-        self.untrained = self._losses[LENGTHS[0]][0]
-
-    def loss(self, steps: int, octave: float, seed: int) -> float:
-        """The last loss of a run."""
-        length = min(LENGTHS, key=lambda known: abs(np.log(known / steps)))
-        return _at(self._octaves[length], self._losses[length][:, seed], octave)
-
-    def look(self, steps: int, octave: float, seed: int) -> float:
-        """The loss of a full run on its way."""
-        at = min(range(len(LOOKS) + 1), key=lambda at: abs([*LOOKS, HORIZON][at] - steps))
-        return _at(self._octaves[HORIZON], self._looks[:, at, seed], octave)
+    method: str
+    budget: float
+    columns: list[float]
+    excess: list[list[float]]
 
 
-def _at(octaves: np.ndarray, losses: np.ndarray, octave: float) -> float:
-    """The loss at a rate: the nearest half octave's, or between coarse ones, in log-log."""
-    nearest = int(np.abs(octaves - octave).argmin())
-    right = int(np.clip(np.searchsorted(octaves, octave), 1, len(octaves) - 1))
-    pair = losses[right - 1 : right + 1]
-    inside = octaves[right - 1] < octave < octaves[right]
-    if not inside or octaves[right] - octaves[right - 1] < 0.6 or not np.isfinite(pair).all():
-        return float(losses[nearest])
-    return float(np.exp(np.interp(octave, octaves[right - 1 : right + 1], np.log(pair))))
-
-
-def by_budget(table: Table, price: float, draw: int) -> dict[str, float]:
-    """`lr_find(budget=)`: its policy on the stored runs."""
-    seeds = len(table.untrained)
-    policy = budget.Budgeted(BOUNDS, budget.Spending(price, HORIZON), lambda steps: tables.one_cycle)
-    runs = Runs(("loss",), ("loss",))
-    reference = table.untrained[:, None].astype(np.float32)
-    runs.reference = Reference(np.arange(seeds), {}, {"loss": reference}, (1,), 0)
-    while (asked := policy.ask(runs)) is not None:
-        _run(runs, asked.plan, table)
-    found = policy.answer(runs)
-    return {"rate": found.learning_rate, "low": found.low, "high": found.high, "price": runs.price / HORIZON}
-
-
-def _run(runs: Runs, plan: Plan, table: Table) -> None:
-    for row in map(int, runs.append(plan)):
-        steps, seed = (int(runs.columns[name][row]) for name in ("steps", "seed"))
-        loss = table.loss(
-            steps, float(np.log2(runs.lanes["learning_rate"][row])), seed % len(table.untrained)
-        )
-        lost = not np.isfinite(loss)
-        runs.evals["loss"][row, 0] = np.nan if lost else loss
-        runs.metrics["loss"][row, :steps] = np.nan if lost else 1.0
-        # A lost run costs its whole length here: the stored ones do not say when it was lost.
-        runs.end(row, steps, steps - 1 if lost else -1, int(lost))
-
-
-def random_search(table: Table, price: float, draw: int) -> dict[str, float] | None:
-    """Whole runs at rates drawn over the bounds."""
-    count = int(price)
-    octaves = np.random.default_rng([7, draw]).uniform(*np.log2([BOUNDS.low, BOUNDS.high]), count)
-    return _lowest(table, octaves)
-
-
-def log_grid(table: Table, price: float, draw: int) -> dict[str, float] | None:
-    """Whole runs at rates of one ratio, in the middles of equal parts of the bounds."""
-    count, (low, high) = int(price), np.log2([BOUNDS.low, BOUNDS.high])
-    return _lowest(table, low + (high - low) * (np.arange(count) + 0.5) / max(count, 1))
-
-
-def _lowest(table: Table, octaves: np.ndarray) -> dict[str, float] | None:
-    if not len(octaves):
-        return None
-    losses = [table.loss(HORIZON, octave, 0) for octave in octaves]
-    return {"rate": float(2.0 ** octaves[int(np.argmin(losses))]), "price": float(len(octaves))}
-
-
-def successive_halving(table: Table, price: float, draw: int) -> dict[str, float] | None:
-    """Random search, asynchronous: a run goes on where it is in the better half of those that came as far."""
-    rungs, seen = (125, 250, 500, HORIZON), {steps: list[float]() for steps in (125, 250, 500)}
-    rng, left, best = np.random.default_rng([8, draw]), price * HORIZON, (np.inf, np.nan)
-    while left >= HORIZON:
-        octave, made = float(rng.uniform(*np.log2([BOUNDS.low, BOUNDS.high]))), 0
-        for steps in rungs:
-            left, made = left - (steps - made), steps
-            loss = table.look(steps, octave, 0)
-            if steps == HORIZON:
-                best = min(best, (loss, octave))
-            elif loss > np.median([*seen[steps], loss]):
-                seen[steps].append(loss)
-                break
-            else:
-                seen[steps].append(loss)
-    return None if np.isnan(best[1]) else {"rate": 2.0 ** best[1], "price": price - left / HORIZON}
-
-
-METHODS: dict[str, Callable[[Table, float, int], dict[str, float] | None]] = {
-    "lr_find(budget=)": by_budget,
-    "random search": random_search,
-    "random search, successive halving": successive_halving,
-    "log grid": log_grid,
-}
-
-
-def score(answers: list[tuple[Truth, Mapping[str, float]]]) -> list[float]:
-    """The columns of a method at a budget on one draw."""
+def score(answers: list[tuple[Truth, Answer]]) -> tuple[list[float], list[float]]:
+    """The columns of a method at a budget on one draw, and the excess of each case."""
     excess = [truth.excess(found["rate"]) for truth, found in answers]
     within = [truth.within(found["rate"]) for truth, found in answers]
     held = [truth.held(found["low"], found["high"]) for truth, found in answers if "low" in found]
+    covered = float(np.mean(held)) if held else float("nan")
     price = max(found["price"] for _, found in answers)
-    tail = float(np.percentile(excess, 90))
-    return [float(np.median(excess)), tail, max(excess), float(np.mean(within)),
-            float(np.mean(held)) if held else float("nan"), price]  # fmt: skip
+    return [*self_tuning.columns_of(excess), float(np.mean(within)), covered, price], excess
 
 
 def measured(
-    cases: list[str], stored: Mapping[str, Mapping], draws: int, budgets: Sequence[float]
-) -> Iterator[tuple[str, float, list[float]]]:
-    """The columns of every method at every budget, means over draws of the seeds."""
-    truths = {case: Truth(json.loads(TRUTH.read_text())[case]) for case in cases}
-    for name, method in METHODS.items():
-        for price in budgets:
-            rows = []
-            for draw in range(draws):
-                found = {case: method(Table(stored[case], draw), price, draw) for case in cases}
-                known = [(truths[case], answer) for case, answer in found.items() if answer is not None]
-                rows += [score(known)] if len(known) == len(cases) else []
-            if rows:
-                yield name, price, np.mean(rows, axis=0).tolist()
-    customary = [
-        (truth, {"rate": CUSTOMARY[case.rsplit(", ", 1)[1]], "price": 0.0}) for case, truth in truths.items()
-    ]
-    yield "a customary rate", 0.0, score(customary)
+    cases: list[str], methods: Sequence[str], draws: int, budgets: Sequence[float] | None
+) -> Iterator[Scored]:
+    """Methods at every budget that means something to them, on draws of the seeds."""
+    stored, every = load(), json.loads(TRUTH.read_text())
+    truths = {case: Truth(every[case]) for case in cases}
+    tables = [{case: Table(case, stored[case], draw) for case in cases} for draw in range(draws)]
+    for name in methods:
+        method = METHODS[name]
+        for price in method.budgets:
+            if budgets is not None and price in BUDGETS and price not in budgets:
+                continue
+            each = [
+                score([(truths[case], method.answer(table, price, draw)) for case, table in of_draw.items()])
+                for draw, of_draw in enumerate(tables)
+            ]
+            columns = np.mean([columns for columns, _ in each], axis=0).tolist()
+            yield Scored(name, price, columns, [excess for _, excess in each])
 
 
-def as_table(rows: list[tuple[str, float, list[float]]]) -> str:
+def as_table(rows: Rows) -> str:
     """The rows as Markdown."""
     lines = [f"| method | budget | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 2) + "|"]
     for name, price, (median, tail, worst, within, held, cost) in rows:
@@ -184,7 +82,7 @@ def as_table(rows: list[tuple[str, float, list[float]]]) -> str:
     return "\n".join(lines)
 
 
-def stored_rows(part: str) -> tuple[int, list[tuple[str, float, list[float]]]]:
+def stored_rows(part: str) -> tuple[int, Rows]:
     """How many cases a stored part has, and its rows."""
     found = json.loads(STORED.read_text())[part]
     rows = [
@@ -194,18 +92,96 @@ def stored_rows(part: str) -> tuple[int, list[tuple[str, float, list[float]]]]:
     return len(found["cases"]), rows
 
 
-def draw(rows: Sequence[tuple[str, float, list[float]]], axes: Any) -> None:
-    """The median (a line) and the 90th percentile (dashed) of the excess over the price, both logarithmic."""
-    for at, name in enumerate(METHODS):
-        mine = [(columns[-1], columns[0], columns[1]) for which, _, columns in rows if which == name]
-        if not mine:
-            continue
-        price, median, tail = np.maximum(np.array(mine), 1e-3).T
-        axes.plot(price, median, "o-", color=f"C{at}", label=name)
-        axes.plot(price, tail, ".--", color=f"C{at}", alpha=0.6)
-    axes.set(xscale="log", yscale="log", xlabel="price, in runs of 1000 steps", ylabel="excess loss")
-    axes.grid(alpha=0.25)
-    axes.legend(fontsize=8, title="median; dashed: 90th percentile", title_fontsize=8)
+def in_short(rows: Rows) -> str:
+    """What each budget buys, for the README: ours, and the lowest median of the others at no higher price."""
+    lines = [
+        "| budget, in runs | median | 90th percentile | worst | within 2x | best median of others |",
+        "|---|---|---|---|---|---|",
+    ]
+    others = [(columns[-1], columns[0], name) for name, _, columns in rows if name != OURS]
+    for name, price, (median, tail, worst, within, *_) in rows:
+        if name == OURS:
+            least, which = min(each[1:] for each in others if each[0] <= price)
+            ours = f"{median:.1%} | {tail:.0%} | {worst:.0%} | {within:.0%}"
+            lines.append(f"| {price:g} | {ours} | {least:.1%} ({which}) |")
+    return "\n".join(lines)
+
+
+def on_cases(cases: Sequence[str], prices: Sequence[float]) -> dict[str, list[float]]:
+    """The median, the 90th percentile and the worst of our excess on any stored cases, means over draws."""
+    parts, found = json.loads(STORED.read_text()).values(), {}
+    asked = [case in cases for part in parts for case in part["cases"]]
+    for price in prices:
+        each = np.hstack([part["excess"][f"{OURS}, {price:g}"] for part in parts])[:, asked]
+        columns = [self_tuning.columns_of(of_draw) for of_draw in each]
+        found[OURS.replace("=", f"={price:g}")] = np.mean(columns, axis=0).tolist()
+    return found
+
+
+def draw(rows: Rows, tuned: Mapping[str, tuple[int, Sequence[float]]], figure: Any) -> None:
+    """Median and 90th percentile of the excess over the price, in logs; what tunes itself searches nothing."""
+    panels = figure.subplots(1, 2, sharey=True)
+    for at, (panel, title) in enumerate(zip(panels, COLUMNS, strict=False)):
+        for label, style in {method.label: method.style for method in METHODS.values()}.items():
+            mine = [(columns[-1], columns[at]) for name, _, columns in rows if METHODS[name].label == label]
+            price, excess = np.array(sorted(mine)).T if mine else ([], [])
+            line = "-" if len({*price}) > 1 else "none"
+            panel.plot(
+                np.maximum(price, NOTHING), np.maximum(excess, LEAST), linestyle=line, label=label, **style
+            )
+        excess = [columns[at] for _, columns in tuned.values()]
+        spread = NOTHING * np.geomspace(1.25, 2.0, len(excess))
+        panel.plot(
+            spread,
+            np.maximum(excess, LEAST),
+            "x",
+            color="tab:pink",
+            label="self-tuning optimizers, other cases",
+        )
+        panel.set(
+            xscale="log", yscale="log", title=title, xlabel="price of the search, in runs of 1000 steps"
+        )
+        panel.set_xticks([NOTHING * 1.4, *BUDGETS], ["none", *(f"{price:g}" for price in BUDGETS)])
+        panel.set_xticks([], minor=True)
+        panel.axvline(NOTHING * 2.4, color="gray", linewidth=0.8)
+        panel.grid(alpha=0.25)
+    panels[0].set_ylabel("excess loss")
+    panels[0].set_yticks(TICKS, [f"{tick:.1%}" if tick < 0.01 else f"{tick:.0%}" for tick in TICKS])
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
+
+
+def picture(path: pathlib.Path) -> None:
+    """The held-out cases, as a file."""
+    import matplotlib
+
+    matplotlib.use("agg")
+    import matplotlib.pyplot as plt
+
+    figure = plt.figure(figsize=(9, 5.4), layout="constrained")
+    draw(stored_rows("held out")[1], self_tuning.scored(load(self_tuning.STORED)), figure)
+    figure.savefig(path, dpi=110)
+
+
+def write(part: str, cases: list[str], found: Sequence[Scored]) -> None:
+    """Put rows among those that are stored; all others must be of the same cases."""
+    known = json.loads(STORED.read_text()) if STORED.exists() else {}
+    same = part in known and known[part]["cases"] == cases
+    rows = {(name, price): columns for name, price, *columns in known[part]["rows"]} if same else {}
+    excess = known[part]["excess"] if same else {}
+    for name, price, columns, each in found:
+        rows[name, price] = [round(x, 4) for x in columns]
+        excess[f"{name}, {price:g}"] = [[round(x, 4) for x in of_draw] for of_draw in each]
+    # What a method is no longer asked goes.
+    order = [
+        (name, price) for name, method in METHODS.items() for price in method.budgets if (name, price) in rows
+    ]
+    known[part] = {
+        "cases": cases,
+        "rows": [[*key, *rows[key]] for key in order],
+        "excess": {(label := f"{name}, {price:g}"): excess[label] for name, price in order},
+    }
+    text = json.dumps(known).replace("NaN", "null").replace("], [", "],\n[").replace("]], ", "]],\n")
+    STORED.write_text(text + "\n")
 
 
 def main() -> None:
@@ -214,28 +190,24 @@ def main() -> None:
     )
     parser.add_argument("--held-out", action="store_true", help="the cases for the final table alone")
     parser.add_argument("--draws", type=int, default=3)
-    parser.add_argument("--budgets", type=float, nargs="+", default=BUDGETS, help="in runs of 1000 steps")
+    parser.add_argument("--budgets", type=float, nargs="+", help="in runs of 1000 steps; all by default")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=runnable(), metavar="NAME")
     parser.add_argument("--cases", type=int, default=1000, help="of how many cases at most")
-    parser.add_argument("--write", action="store_true", help=f"store the rows in {STORED.name}")
+    parser.add_argument(
+        "--write", action="store_true", help=f"store the rows in {STORED.name}, and the picture"
+    )
+    parser.add_argument("--picture", action="store_true", help="the picture alone, of what is stored")
     options = parser.parse_args()
-    stored, last = load(), held_out()
-    cases = [case for case in stored if (case in last) == options.held_out][: options.cases]
-    rows = list(measured(cases, stored, options.draws, options.budgets))
-    print(f"{len(cases)} {'held-out' if options.held_out else 'design'} cases\n\n{as_table(rows)}")
-    if options.write:
-        known = json.loads(STORED.read_text()) if STORED.exists() else {}
-        part = known.setdefault("held out" if options.held_out else "design", {"rows": []})
-        rerun = {(name, price) for name, price, _ in rows}
-        old = [row for row in part["rows"] if (row[0], row[1]) not in rerun]
-        every = [[name, price, *[round(x, 4) for x in columns]] for name, price, columns in rows]
-        part |= {
-            "cases": cases,
-            "rows": sorted(
-                old + every,
-                key=lambda row: ([*METHODS, ""].index(row[0] if row[0] in METHODS else ""), row[1]),
-            ),
-        }
-        STORED.write_text(json.dumps(known).replace("NaN", "null").replace("], [", "],\n["))
+    if not options.picture:
+        last = held_out()
+        cases = [case for case in load() if (case in last) == options.held_out][: options.cases]
+        found = list(measured(cases, options.methods, options.draws, options.budgets))
+        part = "held out" if options.held_out else "design"
+        print(f"{len(cases)} {part} cases\n\n{as_table([each[:3] for each in found])}")
+        if options.write:
+            write(part, cases, found)
+    if options.write or options.picture:
+        picture(PICTURE)
 
 
 if __name__ == "__main__":

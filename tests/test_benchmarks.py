@@ -155,12 +155,16 @@ def test_transfer_stores_its_runs_and_trains_none_again(tmp_path: pathlib.Path) 
     assert first.endswith(again) and again.startswith("| problem | width x4, as usual |")
 
 
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripts can be imported by their names."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+
+
+@pytest.mark.usefixtures("scripts")
 def test_runs_holds_every_length_and_a_third_back() -> None:
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        import runs
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+    import runs
+
     every, last = set(runs.cases()), runs.held_out()
     assert len(every) == 56 and len(last) == 18 and last < every
     stored = runs.load()
@@ -173,16 +177,120 @@ def test_runs_holds_every_length_and_a_third_back() -> None:
         np.testing.assert_array_equal(np.array(case["looks"])[:, -1], case["losses"]["1000"])
 
 
-def test_price_keeps_to_its_budgets_and_is_what_it_stored() -> None:
+def test_price_keeps_to_its_budgets() -> None:
     few = ["--cases", "2", "--draws", "1", "--budgets", "1", "3"]
+    few += ["--methods", "lr_find(budget=)", "log grid of ten", "random search, successive halving"]
     printed = run("benchmarks/price.py", *few)
     rows = re.findall(r"^\| ([^|]+) \| (\d+) \| ([\d.]+)% .*\| ([\d.]+) \|$", printed, re.M)
-    ours = {float(budget): float(price) for name, budget, _, price in rows if name == "lr_find(budget=)"}
-    assert ours.keys() == {1, 3} and all(0.5 * budget < price <= budget for budget, price in ours.items())
-    stored = json.loads((ROOT / "benchmarks" / "price.json").read_text())
+    assert len(rows) == 6
+    for name, budget, _, price in rows:
+        assert 0.5 * float(budget) < float(price) <= float(budget), name
+
+
+@pytest.mark.usefixtures("scripts")
+def test_price_stores_every_method_on_every_case() -> None:
+    import price
+    import runs
+
+    stored, last = json.loads(price.STORED.read_text()), runs.held_out()
     for part in ("design", "held out"):
-        known = {(name, budget): columns for name, budget, *columns in stored[part]["rows"]}
-        for budget in (0.3, 1.0, 3.0, 10.0):
-            assert known["lr_find(budget=)", budget][-1] <= 1.02 * budget
-        for other in ("random search", "log grid", "random search, successive halving"):
-            assert known["lr_find(budget=)", 3.0][0] < known[other, 3.0][0]
+        cases = [case for case in runs.load() if (case in last) == (part == "held out")]
+        assert stored[part]["cases"] == cases
+        number, rows = price.stored_rows(part)
+        asked = {(name, budget) for name, method in price.METHODS.items() for budget in method.budgets}
+        known = {(name, budget): columns for name, budget, columns in rows}
+        # A search at the largest budget takes a while to replay.
+        assert asked - known.keys() <= ({(price.OURS, 30.0)} if part == "design" else set())
+        assert known.keys() <= asked and number == len(cases)
+        for (name, budget), columns in known.items():
+            assert columns[-1] <= max(budget, 0.1)
+            # The columns are those of the excess of each draw and case.
+            each = np.array(stored[part]["excess"][f"{name}, {budget:g}"])
+            assert each.shape == (3, number)
+            parts = np.median(each, axis=1), np.percentile(each, 90, axis=1), each.max(axis=1)
+            np.testing.assert_allclose([np.mean(part) for part in parts], columns[:3], atol=2e-4)
+        others = ("random search", "log grid", "TPE, successive halving", "TPE, Hyperband")
+        assert all(known[price.OURS, 3.0][0] < known[other, 3.0][0] for other in others)
+
+
+@pytest.mark.usefixtures("scripts")
+def test_optuna_spends_its_budget_and_finds_the_lowest_of_a_bowl() -> None:
+    pytest.importorskip("optuna")
+    import price_methods
+    import runs
+
+    octaves = np.arange(-20.0, 4.1, 0.5)
+    bowl = np.repeat(1 + 0.1 * (octaves[:, None] + 7) ** 2, runs.SEEDS, axis=1)
+    case = {
+        "octaves": dict.fromkeys(map(str, runs.LENGTHS), octaves),
+        "losses": dict.fromkeys(map(str, runs.LENGTHS), bowl),
+        "looks": np.stack([bowl] * (len(runs.LOOKS) + 1), axis=1),
+    }
+    table = price_methods.Table("a bowl", case, 0)
+    for pruner in ("successive halving", "Hyperband"):
+        found = price_methods.tpe(pruner, table, 20.0, 0)
+        assert found == price_methods.tpe(pruner, table, 20.0, 0)
+        assert abs(np.log2(found["rate"]) + 7) < 1 and found["price"] == 20
+
+
+@pytest.mark.usefixtures("scripts")
+def test_what_is_lost_is_never_the_answer() -> None:
+    import price_methods
+    import runs
+
+    lost = {
+        "octaves": {str(steps): [-20.0, -10.0, 0.0] for steps in runs.LENGTHS},
+        "losses": {str(steps): [[1.0] * 4, [np.inf] * 4, [np.inf] * 4] for steps in runs.LENGTHS},
+        "looks": [[[1.0] * 4] * 6, [[np.inf] * 4] * 6, [[np.inf] * 4] * 6],
+    }
+    table = price_methods.Table("an edge", lost, 0)
+    spent = price_methods.Spent(table, 0.2)
+    # A lost run costs what came before it was seen; a run that the budget cuts off costs the rest.
+    assert [*spent.losses(0.0, (125, 250))] == [(125, np.inf)] and spent.left == 75
+    assert [*spent.losses(-20.0, (62, 125))] == [(62, 1.0)] and spent.left == 0
+    assert spent.answer() == {"rate": 2.0**-20, "price": 0.2}
+
+
+def test_ramps_reads_again_what_it_stored(tmp_path: pathlib.Path) -> None:
+    case, path = "diabetes, linear, adam", tmp_path / "ramps.json"
+    run("benchmarks/ramps.py", "--only", case, "--file", str(path))
+    stored = json.loads((ROOT / "benchmarks" / "ramps.json").read_text())
+    (measured,) = json.loads(path.read_text()).values()
+    assert len(stored) == 56 and measured.keys() == stored[case].keys()
+    for rule, rates in measured.items():
+        np.testing.assert_allclose(rates, stored[case][rule], rtol=0.2)
+
+
+@pytest.mark.usefixtures("scripts")
+def test_what_tunes_itself_is_trained_as_the_stored_runs_are() -> None:
+    import jax
+    import optax
+    import runs
+    import self_tuning
+    from problems import problems
+
+    problem, case = problems()["diabetes, linear"](), "diabetes, linear, adam"
+    ours = self_tuning.trained(problem, optax.adam(0.01), *self_tuning.start_of(case))
+    curve = olr.lr_sweep(
+        problem.loss_fn, problem.init, optax.adam, problem.batches, learning_rates=[0.01], num_steps=1000,
+        eval_batch=problem.eval_batch, seeds=3, key=jax.random.key(runs.KEY), progress=False,
+    )  # fmt: skip
+    np.testing.assert_allclose(ours, curve.eval_losses[:, 0, -1], rtol=1e-4)
+
+
+@pytest.mark.usefixtures("scripts")
+def test_self_tuning_measures_again_what_it_stored_and_scores_each_case(tmp_path: pathlib.Path) -> None:
+    import self_tuning
+    from finder_accuracy import TRUTH, Truth
+
+    path = tmp_path / "self_tuning.json"
+    few = ["--only", "diabetes, linear", "--methods", "DoWG", "schedule-free AdamW", "--file", str(path)]
+    printed = run("benchmarks/self_tuning.py", *few)
+    stored, truths = json.loads(self_tuning.STORED.read_text()), json.loads(TRUTH.read_text())
+    for name, cases in json.loads(path.read_text()).items():
+        ((case, losses),) = cases.items()
+        np.testing.assert_allclose(losses, stored[name][case], rtol=1e-3)
+        assert f"| {name} | 1 | {np.mean(losses) / Truth(truths[case]).best - 1:.1%} |" in printed
+    assert stored.keys() == self_tuning.METHODS.keys()
+    for name, cases in stored.items():
+        assert set(cases) == set(self_tuning.cases_of(self_tuning.METHODS[name].base))
