@@ -72,9 +72,12 @@ class Combinations(Policy):
         ended = [which for which in left if last[which].losses.shape[-1] == longest]
         heights = _lowest([last[which] for which in ended])
         best = ended[int(heights.mean(axis=0).argmin())]
+        said = self._said(ended, best, heights, runs.judgment.folds)
+        if found[best].trace and self.count > 1:  # of a budget, which the reason for one knows its part of
+            said += f"; all {self.count} together took {runs.price / found[best].horizon:.3g} runs"
         return dataclasses.replace(
             found[best],
-            reason=f"{found[best].reason[:-1]}{self._said(ended, best, heights, runs.judgment.folds)}.",
+            reason=f"{found[best].reason[:-1]}{said}.",
             hyperparameters={name: values[best].item() for name, values in self.axes.items()},
             combinations=curve_of(runs.where(stage=0)) if self.count > 1 else None,
             lane_steps=runs.price,

@@ -5,9 +5,11 @@ import signal
 
 import jax
 import jax.numpy as jnp
+import matplotlib.pyplot as plt
 import numpy as np
 import optax
 import pytest
+from flax import nnx
 from lowerings import count_lowerings
 
 import optax_lr as olr
@@ -193,8 +195,6 @@ def test_a_second_search_compiles_nothing_and_the_first_two_programs():
 
 
 def test_a_trace_is_saved_and_drawn(tmp_path):
-    import matplotlib.pyplot as plt
-
     found = find(1)
     found.save(tmp_path / "found.npz")
     again = olr.Suggestion.load(tmp_path / "found.npz")
@@ -262,8 +262,6 @@ def test_where_all_is_lost_it_raises():
 
 
 def test_a_module_is_searched_by_budget_too():
-    from flax import nnx
-
     model = nnx.Linear(3, 1, rngs=nnx.Rngs(0))
 
     def module_loss(model, batch):
@@ -273,6 +271,43 @@ def test_a_module_is_searched_by_budget_too():
         module_loss, model, optax.adam, (INPUTS, TARGETS), horizon=HORIZON, budget=1, **VALIDATION
     )
     assert found.trace and found.lane_steps <= HORIZON
+
+
+class Bowl(nnx.Module):
+    """The body's curvature is 100 times the head's: plain descent wants 100 times the rate for the head."""
+
+    def __init__(self):
+        self.body, self.head = nnx.Param(jnp.zeros(())), nnx.Param(jnp.zeros(()))
+
+    def __call__(self):
+        return 50 * (self.body[...] - 1) ** 2 + 0.5 * (self.head[...] - 1) ** 2 + 1e-3
+
+
+def test_rate_and_head_multiplier_of_a_module_are_found_within_one_budget():
+    labels = olr.label_by_path({"head": "head", "body": "body"})
+    multipliers, budget, horizon = [1, 10, 100, 1000], 12, 16
+
+    def sgd(learning_rate, head_multiplier):
+        return olr.fine_tune(optax.sgd(learning_rate), {"body": 1.0, "head": head_multiplier}, labels)
+
+    def bowl_loss(model, batch):
+        return model() + 0 * batch.sum()
+
+    found = olr.nnx.lr_find(
+        bowl_loss, Bowl(), sgd, np.zeros((horizon, 1)), lanes=olr.grid(head_multiplier=multipliers),
+        horizon=horizon, budget=budget, eval_batch=np.zeros(1), max_learning_rate=0.1, progress=False,
+    )  # fmt: skip
+    assert found.lane_steps <= budget * horizon
+    # Both curvatures times their rates are 1 at a rate of 0.01 and a hundred times that for the head.
+    assert found.hyperparameters == {"head_multiplier": 100}
+    assert found.low <= 0.01 <= found.high and abs(np.log2(found.learning_rate / 0.01)) < 1.5
+    assert f"all 4 together took {found.lane_steps / horizon:.3g} runs" in found.reason
+    assert sorted(set(found.combinations.lanes["head_multiplier"])) == multipliers
+    axes = found.plot()
+    assert (axes.get_xlabel(), axes.get_ylabel()) == ("learning_rate", "head_multiplier")
+    (star,) = (line for line in axes.lines if line.get_marker() == "*")
+    assert star.get_ydata() == pytest.approx([2.5], abs=0.5)  # in the third row
+    plt.close(axes.figure)
 
 
 @pytest.mark.parametrize(
