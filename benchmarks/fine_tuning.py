@@ -1,6 +1,6 @@
 """Ways to fine-tune a pretrained text encoder of 22.7 million parameters on a few labeled texts, each at its own
-best rate: from scratch, the head alone, one rate for all, the head at ten times, layer decay, discriminative rates
-with gradual unfreezing, LoRA, biases alone.
+best rate: from scratch, the head alone, one rate for all, the same from the head of a logistic regression, the head
+at ten times, layer decay, discriminative rates with gradual unfreezing, LoRA, biases alone.
 
 All make the same number of Adam steps under one cycle; rates lie on one grid, a factor of 10^(1/3) apart. A seed
 draws the labeled texts, their order, the head and what else is new; all ways see the same. The first seed finds the
@@ -26,9 +26,20 @@ import fine_tuning_ways as ways
 import jax
 import numpy as np
 import optax
-from fine_tuning_table import BASE, REGRESSION, Runs, in_short, is_good, rate_at, rows_of, said, table, whole
+from fine_tuning_table import (
+    BASE,
+    PROBED,
+    REGRESSION,
+    Runs,
+    in_short,
+    is_good,
+    rate_at,
+    rows_of,
+    said,
+    table,
+    whole,
+)
 from fine_tuning_ways import Data, Method, Size
-from sklearn.linear_model import LogisticRegression
 
 import optax_lr as olr
 import optax_lr.nnx
@@ -130,18 +141,8 @@ def one_cycle(steps: int, peak: Any) -> Any:
 
 
 def regression(data: Data, seed: int) -> dict[str, float]:
-    """A logistic regression on the frozen embeddings, its penalty chosen by validation loss."""
-    (x, y), held = data.of_seed(seed, on_features=True)
-    x, y = x.reshape(-1, ways.minilm.WIDTH), y.reshape(-1)
-    fits = [LogisticRegression(C=c, max_iter=1000).fit(x, y) for c in 10.0 ** np.arange(-5, 2)]
-
-    def judged_by(fit: Any, part: str) -> tuple[float, float]:
-        inputs, labels = held[part]
-        found = fit.predict_log_proba(inputs)[np.arange(len(labels)), labels]
-        return float(-found.mean()), float(fit.score(inputs, labels))
-
-    best = min(fits, key=lambda fit: judged_by(fit, "valid")[0])
-    loss, right = judged_by(best, "test")
+    """What the logistic regression on the frozen embeddings gives on the test texts."""
+    loss, right = ways.judged(ways.probe(data, seed), data.of_seed(seed, on_features=True)[1]["test"])
     return {"test_loss": round(loss, 5), "test_accuracy": round(right, 5)}
 
 
@@ -193,7 +194,8 @@ def main() -> None:
     on_cpu = device.platform == "cpu"
     size = SIZES["quick" if given.quick else "CPU" if on_cpu else "GPU"]
     kept = json.loads(given.file.read_text()) if given.file.exists() else {}
-    fresh = {"size": size._asdict(), "steps": size.steps, "runs": {}}
+    clock = "cpu_seconds" if on_cpu else "seconds"  # others may use the processor, too
+    fresh = {"size": size._asdict(), "steps": size.steps, "clock": clock, "runs": {}}
     stored = kept.setdefault("CPU" if on_cpu else device.device_kind, fresh)
     if stored["size"] != size._asdict():
         raise SystemExit(
@@ -211,7 +213,7 @@ def main() -> None:
     for name, of_machine in kept.items():
         if of_machine["runs"]:
             print(f"\n{name}, {of_machine['steps']} steps:\n\n{table(of_machine)}")
-    if "CPU" in kept and {BASE, "head alone", "head x 10"} <= rows_of(kept["CPU"]).keys():
+    if "CPU" in kept and {BASE, "head alone", PROBED} <= rows_of(kept["CPU"]).keys():
         print(f"\n{said(kept['CPU'])}\n\n{in_short(kept['CPU'])}")
 
 

@@ -9,6 +9,7 @@ import jax
 import numpy as np
 import pytest
 from flax import nnx
+from sklearn.linear_model import LogisticRegression
 
 import optax_lr as olr
 
@@ -110,3 +111,31 @@ def test_a_training_that_was_killed_goes_on_to_the_same_weights(tmp_path, capsys
     again, said = trained()
     assert f"goes on at step {steps - epoch}" in said
     np.testing.assert_array_equal(again, whole)
+
+
+def test_the_head_begins_as_the_regression_on_the_embeddings(vectors):
+    draw = np.random.default_rng(0)
+    x, y = draw.normal(size=(48, minilm.WIDTH)), np.arange(48) % 12
+    probe = LogisticRegression().fit(x, y)
+    logits = example.classifier(probe)(minilm.tokens_of(REFERENCE["sentences"], 32))
+    expected = probe.predict_log_proba(vectors * minilm.WIDTH**0.5)
+    np.testing.assert_allclose(jax.nn.log_softmax(logits), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("valid_loss", "test_accuracy", "said"),
+    [
+        (0.9, 0.65, "the answer is LoRA: 65.0%. To the 60.0% of the regression it adds 5.0 points."),
+        (
+            0.9,
+            0.58,
+            "the answer is LoRA: 58.0%. To the 60.0% of the regression it adds nothing here (-2.0 points).",
+        ),
+        (1.1, 0.65, "No fine-tuning has a lower validation loss: the answer is the regression, 60.0%."),
+    ],
+)
+def test_validation_chooses_and_what_it_adds_is_said(valid_loss, test_accuracy, said):
+    found = {"regression": [(1.0, 0.5), (1.2, 0.6)], "LoRA": [(valid_loss, 0.5), (1.2, test_accuracy)]}
+    printed = example.told(found, "regression")
+    assert printed.endswith(said)
+    assert f"{valid_loss:.3f}           {test_accuracy:.1%}   LoRA" in printed
