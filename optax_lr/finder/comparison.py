@@ -15,7 +15,7 @@ from .curve import LRCurve, as_losses, as_reported
 
 # Of the fall of the best rate, what nobody would tell apart.
 TOLERANCE = 0.001
-# Rates that lost no more than this share of the fall of the best show the noise of seeds.
+# Rates that lost more than this share of the fall of the best do not show its noise.
 NEAR = 0.25
 # Lanes within this factor of the best shape its parabola, whatever can be told apart.
 AROUND = 2.0
@@ -55,8 +55,24 @@ def pooled_deviation(heights: np.ndarray) -> float:
 
 
 def near_best(heights: np.ndarray) -> np.ndarray:
-    """The lanes that show the noise of the seeds, [seeds, few]."""
-    return heights[:, excess(heights) <= NEAR * fall_of(heights)]
+    """The lanes that show the noise of the best, [seeds, few]: those that it cannot tell from the best.
+
+    Runs at a rate that is worse differ by more, often by as much as it is worse. So lanes that stand out of the
+    noise of those that are left do not count for it, until none stands out. The neighbors of the best do: what
+    befalls one of them may befall it.
+    """
+    from scipy.special import stdtrit  # a third of a second that `import optax_lr` need not take
+
+    above, seeds = excess(heights), len(heights)
+    best, few = lowest_lane(heights), above <= NEAR * fall_of(heights)
+    beside = few & (np.abs(np.arange(len(above)) - best) <= 1)
+    while freedom := _freedom(heights[:, few]):
+        noise = stdtrit(freedom, SEARCH_LEVEL) * pooled_deviation(heights[:, few]) * np.sqrt(2 / seeds)
+        fewer = few & (above <= noise) | beside
+        if (fewer == few).all():
+            break
+        few = fewer
+    return heights[:, few]
 
 
 def of_mean(seeds: int, folds: int) -> float:
@@ -131,17 +147,23 @@ def interval_around(rates: np.ndarray, above: np.ndarray, most: float, rate: flo
     return interval(with_it, higher, most, span_around(higher, most))
 
 
-def vertex(rates: np.ndarray, heights: np.ndarray, best: int, span: tuple[int, int]) -> float:
-    """The vertex of the parabola through the lanes around the best and those of a span."""
+def vertex(rates: np.ndarray, heights: np.ndarray, best: int, noise: float) -> float:
+    """The vertex of the parabola through the lanes around the best and those that noise cannot tell from it.
+
+    Far from the best no parabola fits, by as much as a lane is worse: a lane weighs 1 / (1 + excess / scale), where
+    the scale is the noise or, if that is more, the excess of the better neighbor.
+    """
     above = excess(heights)
+    first, last = span_around(above, noise)
     near = np.abs(np.log(rates / rates[best])) <= np.log(AROUND) + 1e-6
     near[max(0, best - 1) : best + 2] = True
-    near[span[0] : span[1] + 1] = True
+    near[first : last + 1] = True
     near &= np.isfinite(above)
     if near.sum() < 3:
         return float(rates[best])
-    x = np.log(rates[near] / rates[best])
-    square, line, _ = np.polyfit(x, above[near], 2)
+    scale = max(noise, float(np.delete(above[max(0, best - 1) : best + 2], min(best, 1)).min()))
+    x, weights = np.log(rates[near] / rates[best]), 1 / (1 + above[near] / scale) if scale else None
+    square, line, _ = np.polyfit(x, above[near], 2, w=weights)
     return float(rates[best] * np.exp(np.clip(-line / (2 * square), x[0], x[-1]) if square > 0 else 0.0))
 
 

@@ -324,7 +324,12 @@ class Quick(Policy):
         stages = [runs.where(stage=stage) for stage in range(len(self.lengths))]
         curves = [curve_of(rows) for rows in stages if len(rows)]
         surviving(curves[-1])
-        return dataclasses.replace(rules.for_horizon(curves, self.horizon), rules=classic.classic(curves[0]))
+        found = rules.for_horizon(curves, self.horizon)
+        if self.lengths[-1] == self.horizon:
+            # Runs of the whole length leave no drift to carry on.
+            alone = rules.lowest_loss(curves[-1])
+            found = dataclasses.replace(alone, shorter=found.shorter, lane_steps=found.lane_steps)
+        return dataclasses.replace(found, rules=classic.classic(curves[0]))
 
     def _plan(self, rates: np.ndarray, stage: int, steps: int, seeds: Sequence[int]) -> Plan:
         return rows_of(rates, seeds, steps, self.tables, stage=stage, eval_steps=(steps,))

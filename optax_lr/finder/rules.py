@@ -55,7 +55,8 @@ def lowest_loss(curve: LRCurve) -> Suggestion:
     """The rate of the lowest loss, averaged over the seeds, by a parabola over the log of the rate.
 
     It is fitted by least squares to the lanes within a factor of 2 of the best and to those that noise cannot tell
-    from it, its two neighbors at least: the less can be told apart, the more lanes count. Its vertex counts as one
+    from it, its two neighbors at least: the less can be told apart, the more lanes count. A lane that is worse than
+    noise explains weighs less: far from the best no parabola fits. Its vertex counts as one
     of the lowest in the interval. Between close lanes it is no farther from the best one than noise of the seeds
     hides: beside a sharp edge no parabola fits. Where the next higher rate diverged, the answer is the best rate
     itself; or below it as far as noise cannot tell, by up to half the way to the lower rate: the next run may not
@@ -87,7 +88,7 @@ def lowest_loss(curve: LRCurve) -> Suggestion:
         rate = float(np.clip(np.sqrt(rates[best] * rates[max(0, best - 1)]), away, rates[best]))
         low, high = interval(rates, above, most, span_around(above, most))
     else:
-        rate = _no_worse(vertex(rates, heights, best, span_around(above, noise)), rates, end)
+        rate = _no_worse(vertex(rates, heights, best, noise), rates, end)
         low, high = interval_around(rates, above, most, rate)
     return Suggestion(
         learning_rate=rate,

@@ -5,6 +5,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from optax_lr import LRCurve, suggest
 from optax_lr.finder.classic import CLASSIC_RULES, longest_fall
@@ -123,7 +124,7 @@ def test_where_no_rate_learned_the_answer_says_so():
 def test_noise_between_seeds_widens_the_interval():
     noise = np.random.default_rng(0).normal(size=(3, 17))
     quiet, loud = (suggest.lowest_loss(curve_of(bowl(0.01) + scale * noise)) for scale in (0.001, 0.3))
-    assert quiet.low >= loud.low and quiet.high < loud.high
+    assert loud.high / loud.low > 1.5 * quiet.high / quiet.low
 
 
 def test_the_interval_holds_a_good_rate_in_nine_of_ten_noisy_searches():
@@ -476,7 +477,9 @@ def test_the_lowest_loss_is_that_of_the_parabola_through_all_lanes_around_the_be
     losses = 1 + np.log(rates / 0.01) ** 2
     losses[7] += 0.1
     x = np.log(rates[4:9] / 0.01)
-    square, line, _ = np.polyfit(x, losses[4:9], 2)
+    # One seed shows no noise: the better neighbor is the scale.
+    weights = 1 / (1 + (losses[4:9] - 1) / np.log(1.3) ** 2)
+    square, line, _ = np.polyfit(x, losses[4:9], 2, w=weights)
     found = suggest.lowest_loss(curve_of(losses, rates=rates))
     assert np.isclose(found.learning_rate, 0.01 * np.exp(-line / 2 / square), rtol=1e-5)
 
@@ -486,7 +489,10 @@ def test_lanes_that_noise_cannot_tell_from_the_best_shape_its_parabola_too():
     means[9] += 0.01
     # Seeds that differ in turn leave the means as they are, and a noise above them.
     losses = means + 0.1 * np.outer([1, -1], (-1.0) ** np.arange(17))
-    square, line, _ = np.polyfit(np.log(RATES[5:12]), means[5:12], 2)
+    # Seven lanes of two seeds, 0.1 from their mean: 6 degrees of freedom.
+    scale = stats.t.ppf(0.75, 6) * np.sqrt(14 * 0.01 / 6)
+    weights = 1 / (1 + (means[5:12] - means.min()) / scale)
+    square, line, _ = np.polyfit(np.log(RATES[5:12]), means[5:12], 2, w=weights)
     found = suggest.lowest_loss(curve_of(losses))
     assert np.isclose(found.learning_rate, np.exp(-line / 2 / square), rtol=1e-4)
 
