@@ -6,6 +6,7 @@ import optax
 import optax_lr as olr
 from optax_lr import LRCurve, suggest
 from optax_lr.finder.comparison import near_best, pooled_deviation
+from optax_lr.finder.judging import Judged
 
 RATES = np.geomspace(0.02, 3, 24)
 # exp(-rate / SLOW) + FLOOR rate / SLOW has its lowest point where its derivative is zero.
@@ -80,3 +81,27 @@ def test_runs_of_the_whole_length_leave_nothing_to_carry_on():
     assert (whole.learning_rate, whole.low, whole.high) == (alone.learning_rate, alone.low, alone.high)
     assert "carried on" not in whole.reason and whole.horizon is None and len(whole.shorter) == 2
     assert "carried on to 80 steps" in longer.reason and longer.horizon == 80
+
+
+def fell(heights):
+    """Whether a search says that it learned, of heights [seeds, lanes]."""
+    rates = 2.0 ** np.arange(np.shape(heights)[1])
+    return "No rate learned" not in suggest.lowest_loss(curve_of(1 + np.array(heights), rates)).reason
+
+
+def test_what_lower_rates_learned_is_not_hidden_by_the_noise_of_the_best():
+    steady = np.array([-0.010, -0.014, -0.018, -0.025, -0.030, 0.02])
+    rough = np.array([0.001, 0.001, 0.002, 0.03, 0.04, 0.06])
+    assert fell([steady + rough, steady - rough])
+    # The same noise at all rates hides it.
+    assert not fell([steady + 0.04, steady - 0.04])
+
+
+def test_noise_alone_is_called_learning_no_oftener_for_the_lower_rates():
+    draw, growing = np.random.default_rng(3), 2.0 ** np.arange(15)
+    found = [
+        Judged(10, heights, heights, np.zeros_like(heights), 0.0, known=True)
+        for heights in draw.normal(size=(400, 3, 15)) * growing
+    ]
+    by_the_best = np.mean([point.fall > point.doubt for point in found])
+    assert np.mean([point.learned for point in found]) < by_the_best + 0.05
