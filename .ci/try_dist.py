@@ -46,8 +46,8 @@ def check_readme(wheel):
     with tempfile.TemporaryDirectory() as folder:
         venv.create(folder, with_pip=True)
         python = pathlib.Path(folder) / "bin" / "python"
-        install = [python, "-m", "pip", "install", "--quiet", f"optax-lr[flax,plots] @ {wheel.as_uri()}"]
-        subprocess.run(install, check=True, cwd=folder)
+        install = [python, *"-m pip install --quiet --no-compile".split()]
+        subprocess.run([*install, f"optax-lr[flax,plots] @ {wheel.as_uri()}"], check=True, cwd=folder)
         for block in blocks:
             subprocess.run([python, "-I", "-c", block], check=True, cwd=folder, stdout=subprocess.DEVNULL)
         where = "import optax_lr; print(optax_lr.__version__, optax_lr.__file__)"
