@@ -50,12 +50,12 @@ def schedules(steps: int) -> Mapping[str, Callable[[Any], Callable]]:
     }
 
 
-def swept(problem: Problem, optimizer: str, schedule: Callable, rates: Any, steps: int, seeds: int) -> Any:
-    """The curve of some peaks."""
+def swept(problem: Problem, factory: Callable, schedule: Callable, rates: Any, steps: int, seeds: int) -> Any:
+    """The curve of some peaks; `factory` goes from a rate to an optimizer."""
     return olr.lr_sweep(
         problem.loss_fn,
         problem.init,
-        OPTIMIZERS[optimizer],
+        factory,
         problem.batches,
         learning_rates=rates,
         schedule=schedule,
@@ -75,41 +75,44 @@ def means(curve: olr.LRCurve) -> np.ndarray:
 
 
 def at_best_peak(
-    problem: Problem, optimizer: str, schedule: Callable, steps: int, seeds: int
+    problem: Problem, factory: Callable, schedule: Callable, steps: int, seeds: int
 ) -> dict[str, Any]:
     """The best peak of a schedule and the losses of its seeds."""
-    coarse = swept(problem, optimizer, schedule, COARSE, steps, 1)
+    coarse = swept(problem, factory, schedule, COARSE, steps, 1)
     center = coarse.learning_rates[int(np.argmin(means(coarse)))]
-    curve = swept(problem, optimizer, schedule, center * FINE, steps, seeds)
+    curve = swept(problem, factory, schedule, center * FINE, steps, seeds)
     for _ in range(3):
         best = int(np.argmin(means(curve)))
         edge = curve.learning_rates[best]
         if 0 < best < len(curve.learning_rates) - 1:
             break
         beyond = FINE[FINE > 1] if best else 1 / FINE[FINE > 1][::-1]
-        curve = curve.merge(swept(problem, optimizer, schedule, edge * beyond, steps, seeds))
+        curve = curve.merge(swept(problem, factory, schedule, edge * beyond, steps, seeds))
     best = int(np.argmin(means(curve)))
     losses = olr.suggest.final_losses(curve)[:, best]
     return {"peak": float(curve.learning_rates[best]), "losses": [float(loss) for loss in losses]}
 
 
-def run(path: pathlib.Path, names: list[str], optimizers: list[str], steps: int, seeds: int) -> None:
+def each_schedule(problem: Problem, optimizer: str, steps: int, seeds: int) -> dict[str, Any]:
+    """Every schedule at its best peak."""
+    return {
+        name: at_best_peak(problem, OPTIMIZERS[optimizer], schedule, steps, seeds)
+        for name, schedule in schedules(steps).items()
+    }
+
+
+def run(path: pathlib.Path, cases: list[str], steps: int, seeds: int, measure: Callable) -> None:
     """Run the cases that the file does not have; it is written after each."""
     stored = json.loads(path.read_text()) if path.exists() else {"steps": steps, "seeds": seeds, "cases": {}}
     if (stored["steps"], stored["seeds"]) != (steps, seeds):
         raise SystemExit(f"{path} has runs of {stored['steps']} steps and {stored['seeds']} seeds.")
-    for name in names:
-        problem = problems()[name]()
-        for optimizer in optimizers:
-            case = f"{name}, {optimizer}"
-            if case in stored["cases"]:
-                continue
-            stored["cases"][case] = {
-                schedule: at_best_peak(problem, optimizer, form, steps, seeds)
-                for schedule, form in schedules(steps).items()
-            }
-            path.write_text(json.dumps(stored, indent=1) + "\n")
-            print(f"{case}: {winner(stored['cases'][case])}", flush=True)
+    for case in cases:
+        if case in stored["cases"]:
+            continue
+        name, _, optimizer = case.rpartition(", ")
+        stored["cases"][case] = measure(problems()[name](), optimizer, steps, seeds)
+        path.write_text(json.dumps(stored, indent=1) + "\n")
+        print(f"{case}: {winner(stored['cases'][case])}", flush=True)
         jax.clear_caches()
 
 
@@ -171,7 +174,8 @@ def main() -> None:
     parser.add_argument("--tables", action="store_true", help="run nothing")
     given = parser.parse_args()
     if not given.tables:
-        run(given.file, given.problems, given.optimizers, given.steps, given.seeds)
+        cases = [f"{name}, {optimizer}" for name in given.problems for optimizer in given.optimizers]
+        run(given.file, cases, given.steps, given.seeds, each_schedule)
     cases = json.loads(given.file.read_text())["cases"]
     print(summary(cases), winners(cases), sep="\n\n")
 

@@ -1,12 +1,17 @@
 """The scripts in benchmarks/ run, and each way that they compare trains the same runs (asserted by the scripts)."""
 
+import importlib
 import json
 import pathlib
 import re
 import subprocess
 import sys
+from types import ModuleType
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 import optax_lr as olr
@@ -17,6 +22,15 @@ ROOT = pathlib.Path(__file__).parents[1]
 def run(*arguments: str) -> str:
     command = [sys.executable, *arguments]
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+
+
+def script(name: str) -> ModuleType:
+    """A script of benchmarks/ as a module."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
 
 
 def test_sweep_speed_prints_a_row_cold_and_warm() -> None:
@@ -66,6 +80,43 @@ def test_schedules_resumes_and_prints_both_tables(tmp_path) -> None:
     stored = path.read_bytes()
     again = run("benchmarks/schedules.py", "--problems", "diabetes, linear", *small)
     assert path.read_bytes() == stored and again.count("diabetes, linear, adam") == 1
+
+
+def test_plateau_measures_again_what_it_stored(tmp_path) -> None:
+    path, case = tmp_path / "plateau.json", "wine, MLP, momentum"
+    printed = run("benchmarks/plateau.py", "--cases", case, "--file", str(path))
+    stored = json.loads((ROOT / "benchmarks" / "plateau.json").read_text())
+    others = json.loads((ROOT / "benchmarks" / "schedules.json").read_text())
+    assert (stored["steps"], stored["seeds"]) == (others["steps"], others["seeds"])
+    (measured,) = json.loads(path.read_text())["cases"].values()
+    assert measured.keys() == stored["cases"][case].keys()
+    for way, found in measured.items():
+        assert found["peak"] == pytest.approx(stored["cases"][case][way]["peak"])
+        assert found["losses"] == pytest.approx(stored["cases"][case][way]["losses"], rel=0.01)
+    constant = np.mean(others["cases"][case]["constant"]["losses"])
+    excess = np.mean(next(iter(measured.values()))["losses"]) / constant - 1
+    assert f"| {case} | {excess:+.1%} |" in printed
+
+
+def test_plateau_reads_the_validation_loss_once_an_epoch() -> None:
+    plateau, problems = script("plateau"), script("problems")
+    target = np.array([1.0, -2.0], np.float32)
+    problem = problems.Problem(lambda params, wanted: jnp.sum((params - wanted) ** 2), None, None, target)
+    control = olr.reduce_on_plateau(factor=0.5, patience=0, rtol=0.5, every=plateau.EPOCH)
+    tx = optax.chain(optax.sgd(0.01), plateau.on_validation(problem, control))
+    params, update = jnp.zeros(2), jax.jit(tx.update)
+    state = tx.init(params)
+    at, scale, best = np.zeros(2), 1.0, np.inf
+    for step in range(5 * plateau.EPOCH):
+        if step and step % plateau.EPOCH == 0:
+            loss = np.sum((at - target) ** 2)
+            improved = loss < 0.5 * best
+            best, scale = (loss, scale) if improved else (best, scale / 2)
+        at = at - scale * 0.01 * 2 * (at - 0.9)  # trained on another target: the loss stalls
+        updates, state = update(2 * (params - 0.9), state, params)
+        params = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(params, at, rtol=1e-5)
+    assert scale < 0.5
 
 
 def test_accelerators_runs_in_short_and_stores_what_it_found(tmp_path) -> None:
