@@ -85,6 +85,7 @@ SEARCHES: dict[str, Callable[..., Any]] = {
     "lr_sweep with state": _plain(olr.lr_sweep, loss=with_state, model_state=np.float32(0), **RATES),
     "lr_range_test": _plain(olr.lr_range_test, num_steps=6, eval_batch=None),
     "lr_refind": _plain(olr.lr_refind, learning_rate=0.1, num_steps=4, seeds=1, num_rates=3),
+    "lr_refind by budget": _plain(olr.lr_refind, learning_rate=0.1, horizon=8, budget=2),
     "sweep": _sweep,
     "nnx.lr_find": _module(olr.nnx.lr_find, **FIND),
     "nnx.lr_sweep": _module(olr.nnx.lr_sweep, **RATES),

@@ -39,7 +39,8 @@ ROOMS = {
     "finder": (
         "files curve suggestion comparison judging rules stable classic regimes suggest verdict histories diagnose "
         "grids problem optimizer tables views model beliefs ceilings training folds late inputs policies finalists "
-        "budget combinations search find sweep ramp_checks range_test refind compared compare curvature transfer"
+        "budget branches combinations search find sweep ramp_checks range_test refind compared compare curvature "
+        "transfer"
     ),
     "plots": "style heat_map histories rates schedules comparisons effective widths traces",
     "nnx": "modules finders optimizers",

@@ -211,8 +211,11 @@ class Budgeted(Policy):
         return self._beliefs[key]
 
     def answer(self, runs: Runs) -> Suggestion:
-        beliefs = [self.belief(runs.where(round=range(last + 1))) for last in range(runs.rounds)]
-        rounds = [self._round(runs, belief, last) for last, belief in enumerate(beliefs)]
+        # Where nothing had survived yet there was no answer.
+        survived = ~seen_in(runs, self.spend.horizon).lost
+        first = int(runs.columns["round"][survived].min(initial=runs.rounds - 1))
+        beliefs = {last: self.belief(runs.where(round=range(last + 1))) for last in range(first, runs.rounds)}
+        rounds = [self._round(runs, belief, last) for last, belief in beliefs.items()]
         curves = [
             curve_of(rows) for stage in range(len(self.lengths)) if len(rows := runs.where(stage=stage))
         ]
@@ -226,6 +229,8 @@ class Budgeted(Policy):
         }
         if not learned:
             able = [curve for curve in curves if judged(curve)[-1].survives]
+            if not able:
+                raise AllDivergedError(curves[-1])
             return dataclasses.replace(rules.lowest_loss(able[-1]), **common)
         longest, last = learned[-1], rounds[-1]
         shorter = tuple(curve for curve in curves if curve is not longest)
@@ -235,7 +240,7 @@ class Budgeted(Policy):
             high=last.high,
             reason=self._reason(longest, last, len(rounds)),
             curve=longest,
-            at_edge=beliefs[-1].octave in (self.grid[0], self.grid[-1]),
+            at_edge=beliefs[runs.rounds - 1].octave in (self.grid[0], self.grid[-1]),
             shorter=shorter,
             horizon=self.spend.horizon,
             **common,

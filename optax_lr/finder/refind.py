@@ -1,6 +1,7 @@
 """Finding the rate again: the present state of a run to the rate to go on with."""
 
-from collections.abc import Callable, Iterable
+import functools
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Literal, Unpack
 
 import optax
@@ -10,8 +11,10 @@ from ..engine.lengths import Epochs, steps_of
 from ..engine.session import Opening
 from ..types import Array, PyTree, ScalarLike
 from . import ceilings, tables
+from .branches import FIRST, Branches
+from .budget import Spending, spending
 from .inputs import pose
-from .policies import Around
+from .policies import WIDEST, Around, Bounds, Policy
 from .problem import Problem
 from .search import Options, example_lane, given, judgment_of, search, without_training
 from .suggestion import Suggestion
@@ -32,9 +35,11 @@ def lr_refind(
     opt_state: optax.OptState | None = None,
     eval_batch: PyTree = None,
     horizon: int | Epochs | None = None,
-    num_steps: int | Epochs = REFIND_STEPS,
-    num_rates: int = REFIND_LANES,
-    seeds: int = REFIND_SEEDS,
+    budget: ScalarLike | None = None,
+    decay_steps: int | Epochs | None = None,
+    num_steps: int | Epochs | None = None,
+    num_rates: int | None = None,
+    seeds: int | None = None,
     key: Array | None = None,
     stop_factor: ScalarLike = 100.0,
     metric: str = "loss",
@@ -42,24 +47,35 @@ def lr_refind(
     model_state: PyTree = None,
     **options: Unpack[Options],
 ) -> Suggestion:
-    """Find the rate to go on with, from the present state of a run: a few short runs around the present rate.
+    """Find the rate to go on with, from the present state of a run.
 
-    Rates are learning_rate * 2^k, k from -(num_rates // 2) to num_rates // 2, each for `num_steps` steps from the
-    given state; further ones are tried while the best is at the edge, and smaller ones where all diverged, up to a
-    factor of 100 from the present one.
-    Made to be called every few epochs: a second call with the same functions (the same objects) and the same
-    shapes compiles nothing. A short look ahead favors small rates, whose gain is quick and whose price comes
-    later; `horizon` corrects for what of that can be seen within the short runs.
+    1. With `budget`: *branches* go on from the present state at rates around the present one: five short ones, from
+       a 16th of it to 16 times it, and then long ones, at the best, at the present rate, and where they lower the
+       expected loss of the answer most; the model is that of `lr_find(budget=)`. The present rate is the answer
+       unless another one is expected to be better by more than half of the deviation of that difference.
+    2. Without: rates are learning_rate * 2^k, k from -(num_rates // 2) to num_rates // 2, each for `num_steps`
+       steps; further ones are tried while the best is at the edge. A short look ahead favors small rates, whose
+       gain is quick and whose price comes later; `horizon` corrects for what can be seen of that in short runs.
+
+    Where all diverge, smaller rates are tried; the answer is within a factor of 100 of the present rate. Made to be
+    called in the middle of a run: a second call with the same functions (the same objects) and the same shapes
+    compiles nothing.
 
     Args:
       loss_fn, optimizer, batches, eval_batch, key, metric, mode, model_state, options: as in `lr_find`; no bar
-        shows unless `progress=True`.
+        shows unless `progress=True`. Seed 0 takes the batches in order: hand over those to come.
       params, opt_state: where the run is now; without `opt_state` the optimizer starts anew.
       learning_rate: the present rate, above 0.
-      horizon: how many steps the run has left; by default the rate that is best over `num_steps`.
-      num_steps: how many steps each lane takes, at least 1.
-      num_rates: how many rates are tried first, at least 3.
-      seeds: how many orders of the batches each rate is tried with.
+      horizon: how many steps the run has left; with a budget it must be given, without one the rate is by default
+        that which is best over `num_steps`.
+      budget: how many runs of `horizon` steps the search may cost, kept to the step, such as 1, 2 or 3; it must buy
+        10 steps. It decides `num_steps`, `num_rates` and `seeds`, which must then be left out.
+      decay_steps: with a budget, in how many of the steps that are left the rate falls linearly to zero, as at the
+        end of a warmup-stable-decay schedule; from 0, the default, up to `horizon`. Shorter branches decay in the
+        same share of their steps.
+      num_steps: without a budget, how many steps each lane takes, at least 1; by default 50.
+      num_rates: how many rates are tried first, at least 3; by default 5.
+      seeds: how many orders of the batches each rate is tried with; by default 2.
       stop_factor: how far a lane's loss may rise before the lane is stopped; see `sweep`. Losses that are small
         already swing by large factors, so it is larger than there.
 
@@ -71,11 +87,13 @@ def lr_refind(
       RuntimeError: every lane diverged.
 
     >>> import jax.numpy as jnp
-    >>> batches = jnp.linspace(-1, 1, 20).reshape(5, 4)
+    >>> batches = jnp.linspace(-1, 1, 80).reshape(20, 4)
     >>> found = lr_refind(lambda w, x: jnp.mean((w * x - 3 * x) ** 2), jnp.array(2.0), optax.sgd, batches,
-    ...                   learning_rate=0.1, eval_batch=jnp.ones(1), num_steps=5)
-    >>> found.learning_rate > 0.1
-    True
+    ...                   learning_rate=0.01, eval_batch=jnp.ones(1), horizon=20, budget=2)
+    >>> found.learning_rate > 0.01, found.lane_steps <= 40
+    (True, True)
+
+    Source: branches of a run at a constant rate: Hu et al. 2024 (arXiv:2404.06395), section 4.
     """
     judgment = judgment_of(metric, mode)
     now = checks.concrete("learning_rate", learning_rate, above=0)
@@ -83,35 +101,84 @@ def lr_refind(
     problem, engine = given(
         loss_fn, model_state is not None, options if "engine" in options else {**quiet, **options}
     )
-    steps = steps_of("num_steps", num_steps, batches)
-    count = int(checks.steps("num_rates", num_rates, minimum=3, whole=True))
     length = None if horizon is None else steps_of("horizon", horizon, batches)
-    runs = checks.size("seeds", seeds)
-    lane = example_lane({"learning_rate": now}, steps)
+    left_out = {"num_steps": num_steps, "num_rates": num_rates, "seeds": seeds}
+    spend = _spending(budget, length, left_out)
+    share = _decay(decay_steps, spend, batches)
+    settings: dict[str, Any] = {"learning_rate": now}
+    policy: Policy
+    if spend is None:
+        policy = _around(now, length, batches, num_steps, num_rates, seeds)
+        settings |= {"num_steps": policy.steps, "num_rates": policy.count, "seeds": policy.seeds}
+    else:
+        within, branch = Bounds(now / WIDEST, now * WIDEST), functools.partial(tables.branch, share=share)
+        policy = Branches(within, spend, lambda steps: branch, now=now)
+        settings |= {"num_steps": policy.longest, "num_rates": len(policy.scan), "seeds": 1}
+        settings |= {"budget": list(spend), "decay": share}
+    orders = settings["seeds"] + 1 if spend is None else spend.most_seeds
+    lane = example_lane({"learning_rate": now}, policy.longest)
     posed = pose(
-        problem,
-        params,
-        optimizer,
-        batches,
-        model_state=model_state,
-        opt_state=opt_state,
-        eval_batch=eval_batch,
-        lane=lane,
-        read=steps,
-        seeds=runs + 1,
-        key=key,
-    )
-    evals = tuple(sorted({-(-steps // 4), -(-steps // 2), steps}))
-    policy = Around(now, REFIND_RATIO, count, steps, runs, tables.constant, evals, length)
+        problem, params, optimizer, batches, model_state=model_state, opt_state=opt_state, eval_batch=eval_batch,
+        lane=lane, read=policy.longest, seeds=orders, key=key,
+    )  # fmt: skip
     opening = Opening(
         lane=lane,
-        lanes=count,
-        seeds=runs,
-        longest=steps,
+        lanes=settings["num_rates"],
+        seeds=settings["seeds"],
+        longest=policy.longest,
         ceilings=ceilings.of_search(ceilings.factor_of(stop_factor)),
-        reference=without_training(posed, steps, evals),
+        reference=without_training(posed, policy.longest, policy.evals),
         judgment=judgment,
-        settings={"learning_rate": now, "num_steps": steps, "num_rates": count, "seeds": runs},
+        settings=settings,
         description="lr_refind",
     )
     return search(posed, policy, engine, opening)
+
+
+def _around(
+    now: float,
+    length: int | None,
+    batches: PyTree | Iterable[PyTree],
+    num_steps: int | Epochs | None,
+    num_rates: int | None,
+    seeds: int | None,
+) -> Around:
+    """The policy without a budget."""
+    steps = steps_of("num_steps", REFIND_STEPS if num_steps is None else num_steps, batches)
+    rates = REFIND_LANES if num_rates is None else num_rates
+    count = int(checks.steps("num_rates", rates, minimum=3, whole=True))
+    runs = checks.size("seeds", REFIND_SEEDS if seeds is None else seeds)
+    evals = tuple(sorted({-(-steps // 4), -(-steps // 2), steps}))
+    return Around(now, REFIND_RATIO, count, steps, runs, tables.constant, evals, length)
+
+
+def _spending(budget: ScalarLike | None, length: int | None, left_out: Mapping[str, Any]) -> Spending | None:
+    """What the search may cost; None without a budget.
+
+    Raises:
+      ValueError: it does not buy two steps for each of the first rates, or has no horizon.
+    """
+    found = spending(budget, None, None, length, 1, left_out)
+    if found is not None and found.steps < 2 * len(FIRST):
+        raise ValueError(
+            f"budget must buy {2 * len(FIRST)} steps of training or more, got {budget!r} runs of {length} steps."
+        )
+    return found
+
+
+def _decay(
+    decay_steps: int | Epochs | None, spend: Spending | None, batches: PyTree | Iterable[PyTree]
+) -> float:
+    """The share of what is left in which the rate falls to zero.
+
+    Raises:
+      ValueError: it is longer than what is left, or there is no budget.
+    """
+    if not decay_steps:
+        return 0.0
+    if spend is None:
+        raise ValueError("decay_steps needs a budget: only branches decay.")
+    steps = steps_of("decay_steps", decay_steps, batches)
+    if steps > spend.horizon:
+        raise ValueError(f"decay_steps must be at most horizon={spend.horizon}, got {steps}.")
+    return steps / spend.horizon

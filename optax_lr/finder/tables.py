@@ -26,6 +26,12 @@ def constant(rates: Rates, steps: int) -> Table:
     return np.broadcast_to(np.asarray(rates, np.float32)[:, None], (len(rates), steps))
 
 
+def branch(rates: Rates, steps: int, share: float = 0.0) -> Table:
+    """The same rate, and over the last share of the steps linearly to the zero of the step after the last."""
+    left = (steps - np.arange(steps)) / max(share * steps, 1.0)
+    return (np.asarray(rates)[:, None] * np.minimum(1.0, left)).astype(np.float32)
+
+
 def one_cycle(rates: Rates, steps: int) -> Table:
     """One cycle over the whole run: what is assumed where no schedule is given."""
     return (np.asarray(rates)[:, None] * _one_cycle(steps)).astype(np.float32)
