@@ -1,12 +1,10 @@
 """The scripts in benchmarks/ run, and each way that they compare trains the same runs (asserted by the scripts)."""
 
-import importlib
 import json
 import pathlib
 import re
 import subprocess
 import sys
-from types import ModuleType
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +22,10 @@ def run(*arguments: str) -> str:
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
 
 
-def script(name: str) -> ModuleType:
-    """A script of benchmarks/ as a module."""
-    sys.path.insert(0, str(ROOT / "benchmarks"))
-    try:
-        return importlib.import_module(name)
-    finally:
-        sys.path.remove(str(ROOT / "benchmarks"))
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scripts can be imported by their names."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
 
 
 def test_sweep_speed_prints_a_row_cold_and_warm() -> None:
@@ -98,8 +93,11 @@ def test_plateau_measures_again_what_it_stored(tmp_path) -> None:
     assert f"| {case} | {excess:+.1%} |" in printed
 
 
+@pytest.mark.usefixtures("scripts")
 def test_plateau_reads_the_validation_loss_once_an_epoch() -> None:
-    plateau, problems = script("plateau"), script("problems")
+    import plateau
+    import problems
+
     target = np.array([1.0, -2.0], np.float32)
     problem = problems.Problem(lambda params, wanted: jnp.sum((params - wanted) ** 2), None, None, target)
     control = olr.reduce_on_plateau(factor=0.5, patience=0, rtol=0.5, every=plateau.EPOCH)
@@ -204,12 +202,6 @@ def test_transfer_stores_its_runs_and_trains_none_again(tmp_path: pathlib.Path) 
     assert "MLP, Adam, width 128, 16 steps of 32, multipliers: " in first
     again = run("benchmarks/transfer.py", *small, stored, "--table")
     assert first.endswith(again) and again.startswith("| problem | width x4, as usual |")
-
-
-@pytest.fixture
-def scripts(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The scripts can be imported by their names."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
 
 
 @pytest.mark.usefixtures("scripts")
@@ -345,3 +337,19 @@ def test_self_tuning_measures_again_what_it_stored_and_scores_each_case(tmp_path
     assert stored.keys() == self_tuning.METHODS.keys()
     for name, cases in stored.items():
         assert set(cases) == set(self_tuning.cases_of(self_tuning.METHODS[name].base))
+
+
+def test_refind_trains_scores_and_prints_what_it_stored(tmp_path) -> None:
+    path = tmp_path / "refind.json"
+    few = ["--truth", "--answers", "budget 1", "--only", "diabetes, linear", "--file", str(path)]
+    printed = run("benchmarks/refind.py", *few)
+    tables = printed[printed.index("problems to") :]
+    assert tables == run("benchmarks/refind.py", "--file", str(path)).lstrip()
+    rows = re.findall(r"^\| (go on|budget 1) \| .*? \| (\S+)% \| \S+ \| (\S+) \|$", tables, re.M)
+    assert [name for name, *_ in rows] == ["go on", "budget 1"] * 2  # constant, decaying
+    assert all(float(harm) == 0 == float(price) for name, harm, price in rows if name == "go on")
+    assert all(0.5 < float(price) <= 1 for name, _, price in rows if name == "budget 1")
+    stored = run("benchmarks/refind.py")
+    kept = re.findall(r"^\| budget 3 \| .*? \| (\S+)% \| (\d+)% \| (\S+) \|$", stored, re.M)
+    assert len(kept) == 4 and all(float(harm) <= 2 and float(price) <= 3 for harm, _, price in kept)
+    assert all(int(share) == 0 for _, share, _ in kept)
