@@ -179,7 +179,6 @@ def spot_name(factor: float, share: float) -> str:
 
 METHODS: Mapping[str, Callable[[int], dict[str, Any]]] = {
     "50 steps": lambda left: {},
-    "50 steps, horizon": lambda left: {"horizon": left},
     **{f"budget {b}": lambda left, b=b: {"horizon": left, "budget": b} for b in (1, 3)},
     "budget 3, half decays": lambda left: {"horizon": left, "budget": 3, "decay_steps": left // 2},
 }
