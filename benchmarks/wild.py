@@ -1,6 +1,7 @@
 """Whether searches hold on problems that they were not built on: 24 small ones of `wild_problems.py`.
 
     python benchmarks/wild.py                  # the table, from the stored results and what they lack
+    python benchmarks/wild.py --table          # the table, of what is stored alone
     python benchmarks/wild.py --only tiny      # a part, such as one problem; parts may run side by side
     python benchmarks/wild.py --truth          # plain Optax runs at many rates, stored beside this file
 
@@ -232,12 +233,18 @@ def beyond_noise(found: Mapping[str, Any]) -> float:
 
 
 def table(results: Mapping[str, Mapping[str, Any]]) -> str:
-    """A row for each problem, and those of each way together, in Markdown."""
-    rows = ["| problem | " + " | ".join(WAYS) + " |", "|---|" + "---|" * len(WAYS)]
+    """How much was searched, a row for each problem, and those of each way together, in Markdown."""
+    every = {way: [found for name in PROBLEMS for _, found in of(results, name, way)] for way in WAYS}
+    searches = [(name, way, key) for name in PROBLEMS for way in WAYS for key, _ in of(results, name, way)]
+    problems, keys = len({name for name, _, _ in searches}), len({key for _, _, key in searches})
+    rows = [
+        f"{len(searches)} searches of {problems} problems, {keys} key{'s' if keys != 1 else ''} at most.",
+        "",
+    ]
+    rows += ["| problem | " + " | ".join(WAYS) + " |", "|---|" + "---|" * len(WAYS)]
     for name in PROBLEMS:
         cells = [summary([found for _, found in of(results, name, way)]) for way in WAYS]
         rows.append(f"| {name} | {' | '.join(cells)} |")
-    every = {way: [found for name in PROBLEMS for _, found in of(results, name, way)] for way in WAYS}
     ran = {way: found for way, found in every.items() if any("raised" not in one for one in found)}
     rows += ["", "| | " + " | ".join(ran) + " |", "|---|" + "---|" * len(ran)]
     columns = [totals(found) for found in ran.values()]
@@ -254,9 +261,10 @@ def of(results: Mapping[str, Any], name: str, way: str) -> Iterator[tuple[int, M
 
 
 def summary(found: list[Mapping[str, Any]]) -> str:
-    """The median and the worst excess; how often it raised, and how often the interval missed."""
+    """The median excess, and the worst of several; how often it raised, missed with its interval, and warned."""
     answered = [one for one in found if "raised" not in one]
-    said = [f"{np.median(x):.0%}, {max(x):.0%}" for x in [[beyond_noise(one) for one in answered]] if x]
+    over = [beyond_noise(one) for one in answered]
+    said = [", ".join(f"{x:.0%}" for x in (np.median(over), max(over))[: len(over)])] if over else []
     missed = sum(not one["holds"] for one in answered)
     warned = sum(bool(one["warnings"]) for one in answered)
     counts = {"raised": len(found) - len(answered), "missed": missed, "warned": warned}
@@ -308,12 +316,13 @@ def store(path: pathlib.Path, new: Mapping[str, Any]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--truth", action="store_true", help="make the truth anew, and no search")
+    parser.add_argument("--table", action="store_true", help="what is stored, and no search")
     parser.add_argument("--only", nargs="+", default=list(PROBLEMS), choices=PROBLEMS, metavar="PROBLEM")
     parser.add_argument("--ways", nargs="+", default=list(WAYS), choices=WAYS)
     parser.add_argument("--keys", type=int, default=KEYS, help="how many keys")
     parser.add_argument("--results", type=pathlib.Path, default=RESULTS, help="where results are kept")
     chosen = parser.parse_args()
-    for name in chosen.only:
+    for name in () if chosen.table else chosen.only:
         begun = time.perf_counter()
         if chosen.truth:
             store(TRUTH, {name: make_truth(name)})

@@ -22,8 +22,8 @@ class Scheduled(Policy):
 
     Where the last length is the horizon, finalists are full runs under the real schedule, and those that noise
     leaves undecided have as many seeds again. Else the drift of the best rate is carried on to the horizon.
-    The stage of a finalist is that of its length, `REFINED` more for one between two others, and `REPEATED` more on
-    a further seed.
+    The stage of a finalist is that of its length, `REFINED` more for one between two others, `REPEATED` more on a
+    further seed, and `EDGE` more beside a rate that diverged.
     """
 
     quick: Quick
@@ -31,7 +31,7 @@ class Scheduled(Policy):
     finalists: int
     tables: Mapping[int, Tables]
 
-    REFINED, REPEATED = 100, 200
+    REFINED, REPEATED, EDGE = 100, 200, 300
 
     @property
     def longest(self) -> int:
@@ -91,7 +91,7 @@ class Scheduled(Policy):
             surviving(curve)
         more = beside_lost(here, curve, every) if last else None
         if more is not None:
-            return self._asked(more[0], more[1], at, stage + (further or self.REFINED))
+            return self._asked(more[0], more[1], at, stage + (further or self.EDGE))
         refined = len(runs.where(stage=stage + self.REFINED)) // seeds
         between = None if repeated or refined >= REFINEMENTS else rules.next_rate(curve)
         if between is not None:
@@ -127,7 +127,7 @@ class Scheduled(Policy):
 
     def _finalists(self, runs: Runs, at: int) -> Runs:
         stage = len(self.quick.lengths) + at
-        return runs.where(stage=(stage, stage + self.REFINED, stage + self.REPEATED))
+        return runs.where(stage=(stage, stage + self.REFINED, stage + self.REPEATED, stage + self.EDGE))
 
     def _asked(self, rates: np.ndarray, seeds: Sequence[int], at: int, stage: int) -> Asked:
         steps = self.lengths[at]
