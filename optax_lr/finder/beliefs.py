@@ -16,6 +16,8 @@ FINENESS = 0.5
 UNIT = 0.1
 # Of a run that did far worse than the best, nothing but that counts.
 MOST = 1.0
+# What is above the best of its length by this has done far worse: a tenth of the fall.
+FAR = 0.69
 # Over so many octaves rates are compared at least.
 LEAST = 6.0
 # What a lost run costs.
@@ -69,16 +71,17 @@ def some(points: Points, which: np.ndarray) -> Points:
 def possible(seen: Seen, grid: Float[np.ndarray, "points"]) -> Float[np.ndarray, " left"]:
     """The octaves of a grid at which the best rate of the horizon may lie.
 
-    A rate below the best of a length that did far worse made too little way. At the horizon one that is lower by
-    the steepest slope makes no more, so those below cannot be the best; nor can those above a rate that did far
-    worse above the best. What the longest runs say comes first, and six octaves stay where others contradict it.
+    A rate below the best of a length that did far worse, by a tenth of the fall, made too little way. At the
+    horizon one that is lower by the steepest slope makes no more, so those below cannot be the best; nor can those
+    above a rate that did far worse above the best. What the longest runs say comes first, and six octaves stay
+    where others contradict it.
     """
     octaves, halvings, _ = seen.points
     low, high = grid[0], grid[-1]
     for length in np.unique(halvings[~seen.lost]):
         here = (halvings == length) & ~seen.lost
         best = octaves[here][seen.values[here].argmin()]
-        worse = octaves[here & (seen.values >= MOST)]
+        worse = octaves[here & (seen.values >= FAR)]
         lowest = np.max(worse[worse < best] - SLOPES[-1] * length, initial=low)
         highest = np.min(worse[worse > best] - SLOPES[0] * length, initial=high)
         if length == halvings[~seen.lost].min():
