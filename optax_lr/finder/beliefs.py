@@ -6,9 +6,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..engine.runs import Runs
-from ..types import Bool, Float
+from ..types import Bool, Float, Int
 from .model import SLOPES, Edge, Points, Values, at_horizon
-from .views import final_height
+from .views import final_height, final_loss
 
 # The rates that are compared, by octave.
 FINENESS = 0.5
@@ -49,8 +49,7 @@ def seen_in(runs: Runs, horizon: int) -> Seen:
     Runs fall from the loss without training. The fall is the geometric mean of that of the best run of the length
     and of the best of all, so that where short runs learned next to nothing their noise counts for little.
     """
-    ends = [final_height(runs, row) for row in range(len(runs))]
-    heights, steps = np.nan_to_num(np.array(ends), nan=np.inf, posinf=np.inf), runs.columns["steps"]
+    heights, steps = _heights(runs), runs.columns["steps"]
     values, lost = np.zeros(len(runs)), ~np.isfinite(heights)
     most = max(0.0, -heights.min(initial=0.0))
     for length in np.unique(steps[~lost]):
@@ -61,6 +60,33 @@ def seen_in(runs: Runs, horizon: int) -> Seen:
     octaves = np.log2(np.asarray(runs.lanes["learning_rate"], np.float64))
     points = Points(octaves, np.log2(horizon / steps), runs.columns["seed"])
     return Seen(points, values, lost)
+
+
+def _heights(runs: Runs) -> Float[np.ndarray, " rows"]:
+    """How far each run fell from the loss without training; infinite where it was lost.
+
+    That loss is the seed's own, or the mean of those of all seeds of the length: with whichever of both the runs of
+    one rate on several seeds agree better. Starts may differ by more than their ends.
+    """
+    rows = range(len(runs))
+    heights = np.nan_to_num([final_height(runs, row) for row in rows], nan=np.inf, posinf=np.inf)
+    kept, seeds, steps = np.isfinite(heights), runs.columns["seed"], runs.columns["steps"]
+    starts = np.array([final_loss(runs, row) - heights[row] if kept[row] else 0.0 for row in rows])
+    alike = heights.copy()
+    for length in np.unique(steps[kept]):
+        here = kept & (steps == length)
+        each = [starts[here & (seeds == seed)].mean() for seed in np.unique(seeds[here])]
+        alike[here] += starts[here] - np.mean(each)
+    rates = np.stack([steps, runs.lanes["learning_rate"]], axis=1)[kept]
+    _, of_rate = np.unique(rates, axis=0, return_inverse=True)
+    spreads = [_spread(each[kept], of_rate.ravel()) for each in (heights, alike)]
+    return alike if spreads[1] < spreads[0] else heights
+
+
+def _spread(values: Float[np.ndarray, " rows"], group: Int[np.ndarray, " rows"]) -> float:
+    """The sum of the squared distances from the means of the groups."""
+    sums, counts = np.bincount(group, values), np.bincount(group)
+    return float(((values - (sums / counts)[group]) ** 2).sum())
 
 
 def some(points: Points, which: np.ndarray) -> Points:

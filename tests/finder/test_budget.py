@@ -84,11 +84,12 @@ def bowl(octave, steps, seed, edge):
     return np.nan if octave > edge else min(loss, 2.2)
 
 
-def searched(budget, edge=np.inf):
-    """The policy on runs of the closed form."""
+def searched(budget, edge=np.inf, starts=(2.3,)):
+    """The policy on runs of the closed form; the loss without training by seed, in turn."""
     policy = Budgeted(Bounds(1e-6, 10.0), Spending(budget, 1000), lambda steps: tables.constant)
     runs = Runs(("loss",), ("loss",))
-    runs.reference = Reference(np.arange(8), {}, {"loss": np.full((8, 1), 2.3, np.float32)}, (1,), 0)
+    untrained = np.resize(np.float32(starts), (8, 1))
+    runs.reference = Reference(np.arange(8), {}, {"loss": untrained}, (1,), 0)
     while (asked := policy.ask(runs)) is not None:
         for row in map(int, runs.append(asked.plan)):
             steps, seed = (int(runs.columns[name][row]) for name in ("steps", "seed"))
@@ -104,6 +105,13 @@ def test_a_bowl_that_drifts_is_found_and_lies_in_the_interval(budget, octaves):
     found = searched(budget)
     assert abs(np.log2(found.learning_rate) + 7) <= octaves
     assert np.log2(found.low) <= -7 <= np.log2(found.high)
+
+
+@pytest.mark.parametrize("budget", [10, 30])
+def test_starts_that_differ_by_more_than_their_ends_hide_no_rate(budget):
+    found, alike = searched(budget, starts=(2.3, 1.7, 3.9, 2.2)), searched(budget)
+    assert abs(np.log2(found.learning_rate) + 7) <= 0.4 and np.log2(found.low) <= -7 <= np.log2(found.high)
+    assert np.log2(found.high / found.low) <= 1 + np.log2(alike.high / alike.low)
 
 
 def seen(octaves, halvings, values):
