@@ -184,7 +184,8 @@ class Belief:
     def next_runs(self, halvings: float, count: int, most_seeds: int) -> list[tuple[float, int]]:
         """The octaves and seeds of the runs of a length that would lower the cost of the answer most.
 
-        A rate that was tried goes on with its next seed, any other one begins with seed 0.
+        A rate that was tried goes on with its next seed, any other one begins with seed 0. Where the best rate of
+        the length is the highest or the lowest that was tried, the first run goes beyond it.
         """
         points = self._seen.points
         here = np.isclose(points.halvings, halvings)
@@ -197,14 +198,31 @@ class Belief:
             if np.abs(np.array([*tried, np.inf]) - octave).min() > FINENESS / 2
         ]
         wanted = [*new, *((octave, seeds) for octave, seeds in tried.items() if seeds < most_seeds)]
-        chosen: list[tuple[float, int]] = []
+        chosen = [(octave, 0) for octave in self._beyond(here)][:count]
         values = self.values
-        for _ in range(min(count, len(wanted))):
+        for run in chosen:
+            values = values.expecting(_points([run], halvings))
+        for _ in range(min(count - len(chosen), len(wanted))):
             runs = _points([each for each in wanted if each not in chosen], halvings)
             at = int(self.worth(values, runs).argmax())
             chosen.append((float(runs.octaves[at]), int(runs.seeds[at])))
             values = values.expecting(_points(chosen[-1:], halvings))
         return chosen
+
+    def best_of(self, here: Bool[np.ndarray, " rows"]) -> float:
+        """The octave of the best of some runs."""
+        kept = here & ~self._seen.lost
+        return float(self._seen.points.octaves[kept][self._seen.values[kept].argmin()])
+
+    def _beyond(self, here: Bool[np.ndarray, " rows"]) -> list[float]:
+        """The octaves that are missing on the open sides of the best of some runs, as far as it may lie there."""
+        if not (here & ~self._seen.lost).any():
+            return []
+        tried, best = self._seen.points.octaves[here], self.best_of(here)
+        low, high = self.grid[0], self.grid[-1]
+        wanted = [max(best - APART, low)] if best == tried.min() else []
+        wanted += [min(best + APART, high)] if best == tried.max() else []
+        return [octave for octave in wanted if abs(octave - best) > FINENESS / 2 and low <= octave <= high]
 
 
 def _points(runs: Sequence[tuple[float, int]], halvings: float) -> Points:

@@ -8,6 +8,7 @@ only where it says that another one is better.
 import dataclasses
 import functools
 import math
+from typing import ClassVar
 
 import numpy as np
 
@@ -42,6 +43,8 @@ class Branches(Budgeted):
     """
 
     now: float
+    shortest: ClassVar[int] = 1
+    smaller: ClassVar[str] = "learning_rate"
 
     @functools.cached_property
     def octave(self) -> float:

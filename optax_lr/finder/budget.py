@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -18,7 +18,7 @@ from .judging import judged
 from .optimizer import TABLE
 from .policies import WIDEST, AllDivergedError, Asked, Bounds, Policy, Tables
 from .suggestion import Round, Suggestion
-from .views import curve_of
+from .views import curve_of, final_height
 
 # Octaves between the rates of the first round.
 SCAN = 2.4
@@ -26,6 +26,10 @@ SCAN = 2.4
 FIRST_LANES, LANES, MOST_LANES = 3, 2, 9
 # From this budget on there is a length between the shortest and the longest, and how long it is.
 MIDDLE_BUDGET, MIDDLE = 6.0, 0.4
+
+# A schedule that is squeezed into fewer steps than this does not reach its peak; and how many steps a first lane
+# may cost, its reference among them.
+SHORTEST, SHORTEST_COST = 4, 6
 
 MOST_SEEDS = 8
 # Runs that stop at once cost nothing, and might be tried forever.
@@ -83,8 +87,9 @@ def spending(
     horizon: int | None,
     combinations: int,
     left_out: Mapping[str, Any],
+    fewest: int = 2 * SHORTEST,
 ) -> Spending | None:
-    """What each of several combinations may cost; None without a budget.
+    """What each of several combinations may cost; None without a budget. It must buy `fewest` steps for each.
 
     Raises:
       ValueError: a number is out of range, the budget has no horizon, or what it decides was given, too.
@@ -101,14 +106,16 @@ def spending(
         if given is not None:
             raise ValueError(f"budget decides {name}: leave it out, got {given!r}.")
     if horizon is None:
-        raise ValueError("budget needs horizon or schedule: it counts runs of so many steps.")
+        raise ValueError("budget needs horizon, the steps of the run to come: it counts such runs.")
     least = 0.0 if tolerance is None else checks.concrete("tolerance", tolerance, minimum=0)
-    rounds = None if max_rounds is None else checks.size("max_rounds", max_rounds)
+    rounds = (
+        None if max_rounds is None else int(checks.steps("max_rounds", max_rounds, whole=True, unit="rounds"))
+    )
     found = Spending(whole / combinations, horizon, least, rounds)
-    if found.steps < 2:
+    if found.steps < fewest:
+        each, of = (" for each combination", f" for {combinations}") if combinations > 1 else ("", "")
         raise ValueError(
-            f"budget must buy two steps of training or more for each combination, got {budget!r} runs of {horizon} "
-            f"steps for {combinations}."
+            f"budget must buy {fewest} steps of training or more{each}, got {budget!r} runs of {horizon} steps{of}."
         )
     return found
 
@@ -129,6 +136,10 @@ class Budgeted(Policy):
     bounds: Bounds
     spend: Spending
     tables: Callable[[int], Tables]
+    # How many steps a run has at least.
+    shortest: ClassVar[int] = SHORTEST
+    # Its short runs are a few steps on one seed.
+    tells: ClassVar[bool] = False
     _beliefs: dict[bytes, Belief] = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
     @functools.cached_property
@@ -136,7 +147,7 @@ class Budgeted(Policy):
         """The octaves of the first round, both bounds among them; fewer where the budget has no steps for them."""
         low, high = np.log2(self.bounds.low), np.log2(self.bounds.high)
         count = max(2, round((high - low) / SCAN) + 1)
-        most = max(1, self.spend.steps // 2)
+        most = max(2, self.spend.steps // SHORTEST_COST)
         return np.linspace(low, high, count) if count <= most else np.linspace(low, high, most + 2)[1:-1]
 
     @functools.cached_property
@@ -150,7 +161,9 @@ class Budgeted(Policy):
     @functools.cached_property
     def lengths(self) -> tuple[int, ...]:
         """The lengths of runs, increasing."""
-        return tuple(sorted({max(1, int(rung.length * self.spend.horizon)) for rung in self.rungs}))
+        horizon = self.spend.horizon
+        least = min(self.shortest, horizon)
+        return tuple(sorted({max(least, int(rung.length * horizon)) for rung in self.rungs}))
 
     @property
     def evals(self) -> tuple[int, ...]:
@@ -240,11 +253,18 @@ class Budgeted(Policy):
             high=last.high,
             reason=self._reason(longest, last, len(rounds)),
             curve=longest,
-            at_edge=beliefs[runs.rounds - 1].octave in (self.grid[0], self.grid[-1]),
+            at_edge=self._at_edge(runs, beliefs[runs.rounds - 1]),
             shorter=shorter,
             horizon=self.spend.horizon,
             **common,
         )
+
+    def _at_edge(self, runs: Runs, belief: Belief) -> bool:
+        """Whether the answer, or the best of the longest runs, lies at an end of all that may be tried."""
+        steps = runs.columns["steps"]
+        kept = np.isfinite([final_height(runs, row) for row in range(len(runs))])
+        places = np.array([belief.octave, belief.best_of(steps == steps[kept].max())])
+        return bool(np.abs(places[:, None] - self.grid[[0, -1]]).min() < FINENESS)
 
     def _round(self, runs: Runs, belief: Belief, last: int) -> Round:
         """The answer after a round, and what it had cost."""
@@ -259,10 +279,10 @@ class Budgeted(Policy):
 
     def _reason(self, curve: LRCurve, last: Round, rounds: int) -> str:
         lengths, spend = " and ".join(str(length) for length in self.lengths), self.spend
-        side = "below" if curve.mode == "max" else "above"
+        side, fall = ("below", "rise") if curve.mode == "max" else ("above", "fall")
         return (
             f"The {curve.judged_by} after {spend.horizon} steps is expected to be {curve.best_is} at this rate, "
-            f"and {side} that of the best rate by {last.expected_excess:.2%} of its fall, as runs of {lengths} "
+            f"and {side} that of the best rate by {last.expected_excess:.2%} of its {fall}, as runs of {lengths} "
             f"steps say in {rounds} round{'s' if rounds > 1 else ''}, for {last.price:.3g} of {spend.budget:.3g} "
             "runs of the horizon."
         )

@@ -73,8 +73,9 @@ class Combinations(Policy):
         heights = _lowest([last[which] for which in ended])
         best = ended[int(heights.mean(axis=0).argmin())]
         said = self._said(ended, best, heights, runs.judgment.folds)
-        if found[best].trace and self.count > 1:  # of a budget, which the reason for one knows its part of
-            said += f"; all {self.count} together took {runs.price / found[best].horizon:.3g} runs"
+        horizon = found[best].horizon
+        if found[best].trace and horizon and self.count > 1:  # of a budget the reason for one knows its part
+            said += f"; all {self.count} together took {runs.price / horizon:.3g} runs"
         return dataclasses.replace(
             found[best],
             reason=f"{found[best].reason[:-1]}{said}.",
@@ -107,7 +108,8 @@ class Combinations(Policy):
                 diverged = error
         if not left:
             raise diverged
-        for phase in sorted({self.phase(int(stage)) for stage in runs.columns["stage"]}):
+        phases = {self.phase(int(stage)) for stage in runs.columns["stage"]} if self.alone.tells else ()
+        for phase in sorted(phases):
             if any(asked and self.phase(asked.plan.stage) <= phase for asked in left.values()):
                 break
             left = {which: left[which] for which in self._good(runs, list(left), phase)}
@@ -144,7 +146,8 @@ class Combinations(Policy):
             return ""
         dropped = self.count - len(ended)
         words = f"; {self._named(best)} is the best of {self.count} combinations"
-        words += f", of which {dropped} clearly worse in shorter runs" if dropped else ""
+        how = "clearly worse in shorter runs" if self.alone.tells else "lost or no better than untrained"
+        words += f", of which {dropped} {how}" if dropped else ""
         near = excess(heights) <= noise_threshold(heights, INTERVAL_LEVEL, folds=folds)
         alike = [
             self._named(which) for which, close in zip(ended, near, strict=True) if close and which != best

@@ -86,17 +86,19 @@ def lr_find(
        added while the best is at an edge, and then two half way to the lanes beside the best; where noise leaves
        rates that may be better, all have as many seeds again. Of a run longer than `max_full_horizon` they go
        through the schedule in a tenth, a fifth and half of its steps, and the drift is carried on.
-    4. *By budget*, with `horizon` or `schedule`, and `budget`: what the search may cost, in runs of the horizon. It
-       decides by itself between lengths, rates and seeds: short runs at all rates, then few longer ones, in each
-       round those that lower the expected loss of the answer most. `model` says what it believes: a Gaussian
-       process over the log of rate and length, and a chance of divergence. Its priors: the best rate falls by 0.4
-       +- 0.4 octaves where runs are twice as long; a bowl is 1.5 or 3 octaves wide.
+    4. *By budget*, with `horizon` or `schedule`, and `budget`: what the search may cost, in runs of the horizon; it
+       must buy 8 steps. Without a schedule the answer is the peak of one cycle, as of a quick search. It decides by
+       itself between lengths, rates and seeds: short runs at all rates, then few longer ones, in each round those
+       that lower the expected loss of the answer most. `model` says what it believes: a Gaussian process over the
+       log of rate and length, and a chance of divergence. Its priors: the best rate falls by 0.5 +- 0.4 octaves
+       where runs are twice as long; a bowl is 1.5 or 3 octaves wide.
     Where the best rate lies at the edge of the bounds, the search goes on up to a factor of 100 beyond them, and
     says so. A second search with the same functions (the same objects) and shapes compiles nothing.
 
     More than the rate: with `lanes`, such as `olr.grid(weight_decay=[0.01, 0.1])`, the rate is found for each
     combination, in the same rounds and programs, and the answer holds the best combination, too. Those whose lowest
-    loss is above the best by more than a tenth and more than the noise are dropped when a length of runs ends.
+    loss is above the best by more than a tenth and more than the noise are dropped when a length of runs ends; by
+    budget none is, and each has an equal part of it.
 
     The loss may take a key, carry a model state and report metrics, and validation may differ from it: `Problem`
     says how, and where a search runs `Engine` does. Their arguments may be given here by themselves, too:
@@ -350,7 +352,7 @@ def _opening(
             "learning_rates": [low, high],
             "seeds": seeds,
             "longest": policy.longest,
-            "budget": list(alone.spend) if isinstance(alone, Budgeted) else None,
+            **(alone.spend._asdict() if isinstance(alone, Budgeted) else {}),
             "stop factor": stop_factor,
             "first rates or schedules": digest(
                 [asked.plan.lanes, asked.plan.tables, list(asked.plan.eval_steps)]

@@ -7,7 +7,7 @@ was killed goes on from what is saved, and each policy can be tried on stored ru
 import abc
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 
@@ -39,7 +39,15 @@ class Asked(NamedTuple):
 
 
 class Policy(abc.ABC):
-    """What drives a search."""
+    """What drives a search.
+
+    Attributes:
+      smaller: what the user may make smaller where every rate diverged.
+      tells: whether its runs of one length tell which of several combinations are worse; see `Combinations`.
+    """
+
+    smaller: ClassVar[str] = "min_learning_rate"
+    tells: ClassVar[bool] = True
 
     @abc.abstractmethod
     def ask(self, runs: Runs) -> Asked | None:
@@ -207,6 +215,7 @@ class Around(Policy):
     tables: Tables
     eval_steps: tuple[int, ...]
     horizon: int | None
+    smaller: ClassVar[str] = "learning_rate"
 
     @property
     def longest(self) -> int:

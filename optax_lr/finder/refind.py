@@ -1,7 +1,7 @@
 """Finding the rate again: the present state of a run to the rate to go on with."""
 
 import functools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any, Literal, Unpack
 
 import optax
@@ -105,7 +105,7 @@ def lr_refind(
     )
     length = None if horizon is None else steps_of("horizon", horizon, batches)
     left_out = {"num_steps": num_steps, "num_rates": num_rates, "seeds": seeds}
-    spend = _spending(budget, length, left_out)
+    spend = spending(budget, None, None, length, 1, left_out, fewest=2 * len(FIRST))
     share = _decay(decay_steps, spend, batches)
     settings: dict[str, Any] = {"learning_rate": now}
     policy: Policy
@@ -116,7 +116,7 @@ def lr_refind(
         within, branch = Bounds(now / WIDEST, now * WIDEST), functools.partial(tables.branch, share=share)
         policy = Branches(within, spend, lambda steps: branch, now=now)
         settings |= {"num_steps": policy.longest, "num_rates": len(policy.scan), "seeds": 1}
-        settings |= {"budget": list(spend), "decay": share}
+        settings |= {**spend._asdict(), "decay_steps": share}
     orders = settings["seeds"] + 1 if spend is None else spend.most_seeds
     lane = example_lane({"learning_rate": now}, policy.longest)
     posed = pose(
@@ -152,20 +152,6 @@ def _around(
     runs = checks.size("seeds", REFIND_SEEDS if seeds is None else seeds)
     evals = tuple(sorted({-(-steps // 4), -(-steps // 2), steps}))
     return Around(now, REFIND_RATIO, count, steps, runs, tables.constant, evals, length)
-
-
-def _spending(budget: ScalarLike | None, length: int | None, left_out: Mapping[str, Any]) -> Spending | None:
-    """What the search may cost; None without a budget.
-
-    Raises:
-      ValueError: it does not buy two steps for each of the first rates, or has no horizon.
-    """
-    found = spending(budget, None, None, length, 1, left_out)
-    if found is not None and found.steps < 2 * len(FIRST):
-        raise ValueError(
-            f"budget must buy {2 * len(FIRST)} steps of training or more, got {budget!r} runs of {length} steps."
-        )
-    return found
 
 
 def _decay(

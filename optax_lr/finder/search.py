@@ -158,7 +158,7 @@ def search(posed: Posed, policy: Policy, engine: Engine, opening: Opening) -> Su
         ended = searched(posed, engine, opening, drive)
         found = policy.answer(ended.runs)
     except AllDivergedError as error:
-        raise every_lane_diverged(error.args[0], posed) from None
+        raise every_lane_diverged(error.args[0], posed, policy.smaller) from None
     if nothing_learned(found.deciding):
         warnings.warn(found.reason, stacklevel=3)
     if stopped[-1]:
@@ -200,7 +200,9 @@ def with_a_survivor(curve: LRCurve, posed: Posed) -> LRCurve:
     return curve
 
 
-def every_lane_diverged(curve: LRCurve, posed: Posed) -> EveryLaneDivergedError:
+def every_lane_diverged(
+    curve: LRCurve, posed: Posed, smaller: str = Policy.smaller
+) -> EveryLaneDivergedError:
     """The error that says at which rates all runs diverged, and names the batch where it is to blame."""
     low, high = curve.learning_rates.min(), curve.learning_rates.max()
     sentence = f"Every lane diverged, at {len(curve.learning_rates)} rates from {low:.3g} to {high:.3g}"
@@ -214,7 +216,7 @@ def every_lane_diverged(curve: LRCurve, posed: Posed) -> EveryLaneDivergedError:
             "training: look at its data, and at the parameters to start from."
         )
     return EveryLaneDivergedError(
-        f"{sentence}; try a smaller min_learning_rate: the rates destroy it, not the data, since without training "
+        f"{sentence}; try a smaller {smaller}: the rates destroy it, not the data, since without training "
         f"the loss of batch {batch} is {loss:.4g}."
     )
 

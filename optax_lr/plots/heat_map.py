@@ -66,7 +66,9 @@ def plot_grid(curve: LRCurve, *, suggestion: Suggestion | None = None, ax: Axes 
         axes.tick_params("x", labelrotation=45)
     axes.set(xlim=(0, cells.shape[0]), ylim=(0, cells.shape[1]))
     if np.isfinite(cells).any():
-        _draw_cells(axes, cells, f"{curve.judged_by} at the end", most=curve.mode == "max")
+        _draw_cells(
+            axes, cells, f"{curve.judged_by} after {curve.losses.shape[-1]} steps", most=curve.mode == "max"
+        )
         best = divmod(int(np.nanargmin(as_reported(curve, cells))), cells.shape[1])
         where = ", ".join(f"{values[at]:.3g}" for values, at in zip(ticks, best, strict=True))
         label = f"best, {cells[best]:.3g} at {where}"

@@ -19,7 +19,9 @@ from optax_lr.engine.session import Session
 from optax_lr.finder import tables
 from optax_lr.finder.beliefs import Seen, possible
 from optax_lr.finder.budget import Budgeted, Spending
+from optax_lr.finder.combinations import Combinations
 from optax_lr.finder.model import Points
+from optax_lr.finder.optimizer import TABLE
 from optax_lr.finder.policies import Bounds
 
 HORIZON = 200
@@ -84,16 +86,27 @@ def bowl(octave, steps, seed, edge):
     return np.nan if octave > edge else min(loss, 2.2)
 
 
+def policy_of(budget):
+    return Budgeted(Bounds(1e-6, 10.0), Spending(budget, 1000), lambda steps: tables.constant)
+
+
 def searched(budget, edge=np.inf, starts=(2.3,)):
     """The policy on runs of the closed form; the loss without training by seed, in turn."""
-    policy = Budgeted(Bounds(1e-6, 10.0), Spending(budget, 1000), lambda steps: tables.constant)
+    return driven(
+        policy_of(budget), lambda lane, steps, seed: bowl(lane["learning_rate"], steps, seed, edge), starts
+    )
+
+
+def driven(policy, loss_of, starts=(2.3,)):
+    """A policy on runs of a closed form, to which a lane goes with the log2 of its rate."""
     runs = Runs(("loss",), ("loss",))
     untrained = np.resize(np.float32(starts), (8, 1))
     runs.reference = Reference(np.arange(8), {}, {"loss": untrained}, (1,), 0)
     while (asked := policy.ask(runs)) is not None:
         for row in map(int, runs.append(asked.plan)):
             steps, seed = (int(runs.columns[name][row]) for name in ("steps", "seed"))
-            loss = bowl(np.log2(runs.lanes["learning_rate"][row]), steps, seed, edge)
+            lane = {name: values[row] for name, values in runs.lanes.items()}
+            loss = loss_of(lane | {"learning_rate": np.log2(lane["learning_rate"])}, steps, seed)
             runs.evals["loss"][row, 0] = loss
             runs.metrics["loss"][row, :steps] = loss
             runs.end(row, steps, -1 if np.isfinite(loss) else steps - 1, 0)
@@ -112,6 +125,35 @@ def test_starts_that_differ_by_more_than_their_ends_hide_no_rate(budget):
     found, alike = searched(budget, starts=(2.3, 1.7, 3.9, 2.2)), searched(budget)
     assert abs(np.log2(found.learning_rate) + 7) <= 0.4 and np.log2(found.low) <= -7 <= np.log2(found.high)
     assert np.log2(found.high / found.low) <= 1 + np.log2(alike.high / alike.low)
+
+
+def test_no_combination_is_dropped_for_what_it_does_in_short_runs():
+    def loss_of(lane, steps, seed):
+        late = 0.3 if lane["head"] == 1 else 0.0
+        return bowl(lane["learning_rate"], steps, seed, np.inf) * (1 + late * (1 - 2 * (steps > 200)))
+
+    found = driven(Combinations(policy_of(3), {"head": np.array([0, 1])}), loss_of)
+    assert found.hyperparameters == {"head": 1} and found.lane_steps > 0.9 * 2 * 3 * 1000
+    assert "best of 2 combinations" in found.reason and "worse in shorter runs" not in found.reason
+
+
+def test_beside_the_highest_rate_that_was_tried_the_search_goes_higher():
+    # Rates that are alike at first, and the higher the better: of long runs, up to an edge.
+    def loss_of(lane, steps, seed):
+        return (
+            np.nan if lane["learning_rate"] > 2 else 2.3 - 0.1 * (lane["learning_rate"] + 20) * (steps > 40)
+        )
+
+    found = driven(policy_of(3), loss_of)
+    assert 0 <= np.log2(found.learning_rate) <= 2 <= np.log2(found.high) + 1
+
+
+@pytest.mark.parametrize(("steps", "budget"), [(100, 0.1), (20, 0.5)])
+def test_no_run_is_shorter_than_a_cycle_that_reaches_its_peak(steps, budget):
+    policy = Budgeted(Bounds(1e-6, 10.0), Spending(budget, steps), lambda steps: tables.one_cycle)
+    plan = policy.ask(Runs(("loss",), ("loss",))).plan
+    assert plan.steps.min() >= 4 and plan.steps.sum() <= budget * steps
+    assert (plan.tables[TABLE].max(axis=1) > 0.5 * plan.lanes["learning_rate"]).all()
 
 
 def seen(octaves, halvings, values):
@@ -323,7 +365,7 @@ def test_rate_and_head_multiplier_of_a_module_are_found_within_one_budget():
     [
         ({"budget": 0}, "budget must be"),
         ({"budget": float("nan")}, "budget must be"),
-        ({"budget": 0.001}, "budget must buy two steps"),
+        ({"budget": 0.001}, "budget must buy 8 steps"),
         ({"horizon": None}, "budget needs horizon"),
         ({"num_steps": 10}, "budget decides num_steps: leave it out, got 10"),
         ({"seeds": 3}, "budget decides seeds"),

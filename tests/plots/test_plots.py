@@ -218,7 +218,7 @@ def test_grid(grid):
     assert axes.lines[0].get_xydata().tolist() == [[2.5, 1.5]]
     assert axes.patches[0].get_xy() == (1, 1) and legend(axes) == ["best, 1.25 at 0.1, 0.01", "diverged"]
     assert [text.get_text() for text in axes.texts] == ["5", "3.75", "2.5", "1.25", "6.25"]
-    assert axes.figure.axes[1].get_ylabel() == "training loss at the end"
+    assert axes.figure.axes[1].get_ylabel() == "training loss after 1 steps"
 
 
 def test_grid_without_the_rate_and_with_gaps(grid):
