@@ -98,7 +98,7 @@ def in_short(rows: Rows) -> str:
         "| budget, in runs | median | 90th percentile | worst | within 2x | best median of others |",
         "|---|---|---|---|---|---|",
     ]
-    others = [(columns[-1], columns[0], name) for name, _, columns in rows if name != OURS]
+    others = [(columns[-1], columns[0], name) for name, _, columns in rows if not name.startswith("lr_find")]
     for name, price, (median, tail, worst, within, *_) in rows:
         if name == OURS:
             least, which = min(each[1:] for each in others if each[0] <= price)

@@ -1,6 +1,7 @@
 """The methods of `price.py`, replayed on the stored runs of `runs.py`: what each answers for a budget.
 
-Ours is the policy of `lr_find(budget=)` itself, asked round by round. The others:
+Ours is the policy of `lr_find(budget=)` itself, asked round by round, and that of the quick search, three seeds a
+rate, whose lengths follow from `num_steps`: its price is what it took. The others:
 
 - one ramp of 100 steps, read by fastai's rules (`ramps.py`);
 - random search and a log grid over the bounds of a search: whole runs, of which the lowest last loss wins. A log
@@ -30,7 +31,7 @@ from runs import HORIZON, LENGTHS, LOOKS, load
 
 from optax_lr.engine.runs import Plan, Reference, Runs
 from optax_lr.finder import budget, tables
-from optax_lr.finder.policies import Bounds
+from optax_lr.finder.policies import AllDivergedError, Bounds, Policy, Quick, quick_lengths
 
 BUDGETS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 # What buys no whole run means nothing to those that make no shorter ones.
@@ -80,9 +81,24 @@ def _at(octaves: np.ndarray, losses: np.ndarray, octave: float) -> float:
 
 def by_budget(table: Table, price: float, draw: int) -> Answer:
     """`lr_find(budget=)`: its policy on the stored runs."""
-    seeds = len(table.untrained)
     # Nothing trains here, so nobody reads the rates of the steps: those of one cycle would be compiled by length.
-    policy = budget.Budgeted(BOUNDS, budget.Spending(price, HORIZON), lambda steps: tables.constant)
+    return _replayed(
+        budget.Budgeted(BOUNDS, budget.Spending(price, HORIZON), lambda steps: tables.constant), table
+    )
+
+
+def quick(num_steps: int, table: Table, price: float, draw: int) -> Answer:
+    """`lr_find(num_steps=)` with a horizon: its policy on the stored runs; nothing where all diverged."""
+    lengths = tuple(quick_lengths(num_steps, HORIZON))
+    try:
+        return _replayed(Quick(BOUNDS, lengths, HORIZON, 3, tables.constant), table)
+    except AllDivergedError:
+        return {"rate": float("inf"), "low": float("inf"), "high": float("inf"), "price": 0.0}
+
+
+def _replayed(policy: Policy, table: Table) -> Answer:
+    """What a policy answers on the stored runs."""
+    seeds = len(table.untrained)
     runs = Runs(("loss",), ("loss",))
     reference = table.untrained[:, None].astype(np.float32)
     runs.reference = Reference(np.arange(seeds), {}, {"loss": reference}, (1,), 0)
@@ -226,6 +242,13 @@ class Method(NamedTuple):
 OURS = "lr_find(budget=)"
 METHODS: Mapping[str, Method] = {
     OURS: Method(by_budget, BUDGETS, OURS, {"color": "tab:blue", "marker": "o", "linewidth": 3, "zorder": 3}),
+    **{
+        f"lr_find(num_steps={steps})": Method(
+            functools.partial(quick, steps), (price,), "lr_find, three seeds a rate",
+            {"color": "tab:blue", "marker": "x"},
+        )
+        for steps, price in ((62, 10.5), (125, 20.0))
+    },
     "TPE, successive halving": Method(
         functools.partial(tpe, "successive halving"), WHOLE, "Optuna's TPE, successive halving",
         {"color": "tab:orange", "marker": "s"},
