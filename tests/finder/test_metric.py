@@ -189,7 +189,7 @@ def test_a_heat_map_frames_the_highest_score():
     cells = found.combinations.eval_metrics["score"][..., -1].mean(axis=0)
     best = np.nanmax(np.where(found.combinations.stable, cells, np.nan))
     assert f"best, {best:.3g}" in axes.get_legend().get_texts()[0].get_text()
-    assert axes.figure.axes[-1].get_ylabel() == "validation score at the end"
+    assert axes.figure.axes[-1].get_ylabel() == "validation score after 20 steps"
     plt.close("all")
 
 
