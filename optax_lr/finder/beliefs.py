@@ -42,6 +42,16 @@ class Seen:
         """Its numbers, to be known by."""
         return b"".join(values.tobytes() for values in (*self.points, self.values, self.lost))
 
+    @property
+    def longest(self) -> Bool[np.ndarray, "rows"]:
+        """The runs of the longest length of which any is left."""
+        return self.points.halvings == self.points.halvings[~self.lost].min()
+
+    def best_of(self, here: Bool[np.ndarray, "rows"]) -> float:
+        """The octave of the best of some runs."""
+        kept = here & ~self.lost
+        return float(self.points.octaves[kept][self.values[kept].argmin()])
+
 
 def seen_in(runs: Runs, horizon: int) -> Seen:
     """What a table of runs tells: log(1 + (loss - lowest of the length) / (0.1 fall)) of each run, at most 1.
@@ -106,11 +116,11 @@ def possible(seen: Seen, grid: Float[np.ndarray, "points"]) -> Float[np.ndarray,
     low, high = grid[0], grid[-1]
     for length in np.unique(halvings[~seen.lost]):
         here = (halvings == length) & ~seen.lost
-        best = octaves[here][seen.values[here].argmin()]
+        best = seen.best_of(here)
         worse = octaves[here & (seen.values >= FAR)]
         lowest = np.max(worse[worse < best] - SLOPES[-1] * length, initial=low)
         highest = np.min(worse[worse > best] - SLOPES[0] * length, initial=high)
-        if length == halvings[~seen.lost].min():
+        if seen.longest[here].any():
             lowest, highest = min(lowest, best - LEAST / 2), max(highest, best + LEAST / 2)
         if highest - lowest >= LEAST:
             low, high = max(low, lowest), min(high, highest)
@@ -137,6 +147,11 @@ class Belief:
         curves = self.values.draws(DRAWS, np.random.default_rng(0)) + LOST * self.chance
         self._lowest = grid[curves.argmin(axis=1)]
         self._above = float((curves[:, self.best] - curves.min(axis=1)).mean())
+
+    @property
+    def best_tried(self) -> float:
+        """The octave of the best of the longest runs."""
+        return self._seen.best_of(self._seen.longest)
 
     @property
     def octave(self) -> float:
@@ -209,16 +224,11 @@ class Belief:
             values = values.expecting(_points(chosen[-1:], halvings))
         return chosen
 
-    def best_of(self, here: Bool[np.ndarray, " rows"]) -> float:
-        """The octave of the best of some runs."""
-        kept = here & ~self._seen.lost
-        return float(self._seen.points.octaves[kept][self._seen.values[kept].argmin()])
-
     def _beyond(self, here: Bool[np.ndarray, " rows"]) -> list[float]:
         """The octaves that are missing on the open sides of the best of some runs, as far as it may lie there."""
         if not (here & ~self._seen.lost).any():
             return []
-        tried, best = self._seen.points.octaves[here], self.best_of(here)
+        tried, best = self._seen.points.octaves[here], self._seen.best_of(here)
         low, high = self.grid[0], self.grid[-1]
         wanted = [max(best - APART, low)] if best == tried.min() else []
         wanted += [min(best + APART, high)] if best == tried.max() else []

@@ -18,7 +18,7 @@ from .judging import judged
 from .optimizer import TABLE
 from .policies import WIDEST, AllDivergedError, Asked, Bounds, Policy, Tables
 from .suggestion import Round, Suggestion
-from .views import curve_of, final_height
+from .views import curve_of
 
 # Octaves between the rates of the first round.
 SCAN = 2.4
@@ -253,17 +253,15 @@ class Budgeted(Policy):
             high=last.high,
             reason=self._reason(longest, last, len(rounds)),
             curve=longest,
-            at_edge=self._at_edge(runs, beliefs[runs.rounds - 1]),
+            at_edge=self._at_edge(beliefs[runs.rounds - 1]),
             shorter=shorter,
             horizon=self.spend.horizon,
             **common,
         )
 
-    def _at_edge(self, runs: Runs, belief: Belief) -> bool:
+    def _at_edge(self, belief: Belief) -> bool:
         """Whether the answer, or the best of the longest runs, lies at an end of all that may be tried."""
-        steps = runs.columns["steps"]
-        kept = np.isfinite([final_height(runs, row) for row in range(len(runs))])
-        places = np.array([belief.octave, belief.best_of(steps == steps[kept].max())])
+        places = np.array([belief.octave, belief.best_tried])
         return bool(np.abs(places[:, None] - self.grid[[0, -1]]).min() < FINENESS)
 
     def _round(self, runs: Runs, belief: Belief, last: int) -> Round:
