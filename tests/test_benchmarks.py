@@ -280,7 +280,6 @@ def test_price_stores_every_method_on_every_case() -> None:
 
 @pytest.mark.usefixtures("scripts")
 def test_optuna_spends_its_budget_and_finds_the_lowest_of_a_bowl() -> None:
-    pytest.importorskip("optuna")
     import price_methods
     import runs
 
