@@ -51,7 +51,9 @@ def learning_rates_in_force(opt_state: optax.OptState) -> dict[str, Array]:
     rate x multiplier x plateau's scale x (1 if the label was awake, else 0). Before the first update it is what
     the next one will be multiplied by. A rate that is set by hand counts at once, for every label, whatever its
     clock; the other factors stay those of the last update. An optimizer's own scaling, such as Adam's or a local
-    gain, is not in it, nor is what no state holds, such as the factor of `optax.scale`.
+    gain, is not in it, nor is what no state holds, such as the factor of `optax.scale`. A multiplier counts
+    wherever it stands; but before an optimizer that divides updates by their size, as Adam does, it changes none:
+    put it after.
 
     It is found inside any nest of wrappers, as by `get_learning_rate`. Inside `MultiSteps` or `apply_if_finite` the
     last update is the last optimizer step. Optax's own plateau keeps the scale of the next update alone.

@@ -73,7 +73,7 @@ def _refuse_idle(name: str, pattern: re.Pattern[str], paths: list[str]) -> None:
     if shadowed:
         raise ValueError(
             f"{name} has {pattern.pattern!r}, but an earlier pattern takes all that it matches: "
-            f"{checks.listed(shadowed)}."
+            f"{checks.listed(shadowed)}. Under a filter, such as wrt, rules are for what it selects alone."
         )
     raise ValueError(
         f"{name} has {pattern.pattern!r}, which matches no parameter: "

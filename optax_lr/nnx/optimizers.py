@@ -132,8 +132,10 @@ def trainable(labels: Labeler | Labels, names: Label | Collection[Label], *, wrt
     for these variables alone, and into `nnx.grad(loss_fn, argnums=nnx.DiffState(0, ...))`.
 
     Args:
-      labels: a tree of labels, as `labeler.resolve(nnx.state(model, nnx.Param))` gives; or the `Labeler` itself
-        where it is `label_by_path`, which labels every parameter by its own path.
+      labels: a tree of labels, as `labeler.resolve(nnx.state(model, nnx.Param))` gives, which refuses a pattern
+        that matches nothing; or the `Labeler` itself where it is `label_by_path`. A filter sees one variable after
+        the other, so a pattern of that which matches none, by a slip or as a tied head has the path of its table,
+        selects nothing, and is an error in a search alone.
       names: the label or labels to train.
       wrt: the filter of the variables that have labels at all; the others do not match.
 
@@ -146,7 +148,8 @@ def trainable(labels: Labeler | Labels, names: Label | Collection[Label], *, wrt
 
     >>> from optax_lr import label_by_path
     >>> model = nnx.Sequential(nnx.Linear(2, 3, rngs=nnx.Rngs(0)), nnx.Linear(3, 1, rngs=nnx.Rngs(1)))
-    >>> head = trainable(label_by_path({"layers/1/.*": "head", ".*": "body"}), "head")
+    >>> labels = label_by_path({"layers/1/.*": "head", ".*": "body"}).resolve(nnx.state(model, nnx.Param))
+    >>> head = trainable(labels, "head")
     >>> import jax, jax.numpy as jnp
     >>> jax.tree.map(jnp.shape, nnx.to_pure_dict(nnx.state(model, head)))
     {'layers': {1: {'bias': (1,), 'kernel': (3, 1)}}}

@@ -25,7 +25,7 @@ def plot_grid(curve: LRCurve, *, suggestion: Suggestion | None = None, ax: Axes 
     """The loss at the end over two hyperparameters: the mean over the seeds, one cell a lane, its value in it.
 
     The lower the loss, or the better the metric that judges, the brighter the cell. The best one is framed. A cross
-    stands where any seed diverged.
+    stands where any seed diverged. What is the same in all lanes is named beside the colors.
     Losses above ten times the best share one color; their values stand in the cells.
 
     Args:
@@ -66,9 +66,11 @@ def plot_grid(curve: LRCurve, *, suggestion: Suggestion | None = None, ax: Axes 
         axes.tick_params("x", labelrotation=45)
     axes.set(xlim=(0, cells.shape[0]), ylim=(0, cells.shape[1]))
     if np.isfinite(cells).any():
-        _draw_cells(
-            axes, cells, f"{curve.judged_by} after {curve.losses.shape[-1]} steps", most=curve.mode == "max"
-        )
+        fixed = [
+            f"{name} {short(values[:1])[0]}" for name, values in curve.lanes.items() if name not in names
+        ]
+        label = ", ".join([f"{curve.judged_by} after {curve.losses.shape[-1]} steps", *fixed])
+        _draw_cells(axes, cells, label, most=curve.mode == "max")
         best = divmod(int(np.nanargmin(as_reported(curve, cells))), cells.shape[1])
         where = ", ".join(f"{values[at]:.3g}" for values, at in zip(ticks, best, strict=True))
         label = f"best, {cells[best]:.3g} at {where}"

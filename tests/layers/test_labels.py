@@ -142,7 +142,8 @@ REFUSALS = {
     ),
     "shadowed": (
         lambda olr: olr.label_by_path({".*": "rest", "head/.*": "head"}).resolve(PARAMS),
-        "rules has 'head/.*', but an earlier pattern takes all that it matches: 'head/kernel'.",
+        "rules has 'head/.*', but an earlier pattern takes all that it matches: 'head/kernel'. "
+        "Under a filter, such as wrt, rules are for what it selects alone.",
     ),
     "no pattern": (
         lambda olr: olr.label_by_path({}),

@@ -229,6 +229,7 @@ def test_grid_without_the_rate_and_with_gaps(grid):
     )
     axes = plots.plot_grid(swapped)
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("weight_decay", "b1")
+    assert axes.figure.axes[1].get_ylabel() == "training loss after 1 steps, learning_rate 0.1"
     axes = plots.plot_grid(grid.take([0, 1, 2]))
     assert axes.collections[0].get_array().mask.sum() == 1 and not axes.lines
     negative = dataclasses.replace(grid, losses=-grid.losses)
