@@ -247,7 +247,7 @@ METHODS: Mapping[str, Method] = {
             functools.partial(quick, steps), (price,), "lr_find, three seeds a rate",
             {"color": "tab:blue", "marker": "x"},
         )
-        for steps, price in ((62, 10.5), (125, 20.0))
+        for steps, price in ((62, 11.0), (125, 20.0))
     },
     "TPE, successive halving": Method(
         functools.partial(tpe, "successive halving"), WHOLE, "Optuna's TPE, successive halving",

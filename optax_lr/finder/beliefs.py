@@ -12,16 +12,17 @@ from .views import final_height, final_loss
 
 # The rates that are compared, by octave.
 FINENESS = 0.5
-# A run whose loss is above the lowest by this share of the fall has lost log(2).
-UNIT = 0.1
+# A run of the horizon whose loss is above the lowest by this share of the fall has lost log(2). Losses fall about
+# as 1 / steps, so of a shorter run the share is so much larger, up to the other.
+UNIT, LARGEST_UNIT = 0.02, 0.1
 # Of a run that did far worse than the best, nothing but that counts.
 MOST = 1.0
-# What is above the best of its length by this has done far worse: a tenth of the fall.
+# What has lost about log(2) has done far worse.
 FAR = 0.69
 # Over so many octaves rates are compared at least.
 LEAST = 6.0
-# What a lost run costs.
-LOST = 2.3
+# What a lost run costs: it fell not at all.
+LOST = float(np.log1p(1 / UNIT))
 # The surprises that a further run is imagined to bring: Gauss and Hermite's nodes, and their weights.
 SURPRISES, CHANCES = (-2.857, -1.356, 0.0, 1.356, 2.857), (0.0113, 0.2221, 0.5333, 0.2221, 0.0113)
 DRAWS, WITHIN = 256, 0.9
@@ -54,10 +55,11 @@ class Seen:
 
 
 def seen_in(runs: Runs, horizon: int) -> Seen:
-    """What a table of runs tells: log(1 + (loss - lowest of the length) / (0.1 fall)) of each run, at most 1.
+    """What a table of runs tells: log(1 + (loss - lowest of the length) / (unit fall)) of each run, at most 1.
 
-    Runs fall from the loss without training. The fall is the geometric mean of that of the best run of the length
-    and of the best of all, so that where short runs learned next to nothing their noise counts for little.
+    The unit is 0.02 horizon / steps, at most 0.1. Runs fall from the loss without training. The fall is the
+    geometric mean of that of the best run of the length and of the best of all, so that where short runs learned
+    next to nothing their noise counts for little.
     """
     heights, steps = _heights(runs), runs.columns["steps"]
     values, lost = np.zeros(len(runs)), ~np.isfinite(heights)
@@ -65,11 +67,17 @@ def seen_in(runs: Runs, horizon: int) -> Seen:
     for length in np.unique(steps[~lost]):
         here = (steps == length) & ~lost
         lowest = heights[here].min()
-        unit = UNIT * (np.sqrt(max(-lowest, 0.0) * most) or np.ptp(heights[here]) or 1.0)
+        fall = np.sqrt(max(-lowest, 0.0) * most) or np.ptp(heights[here]) or 1.0
+        unit = unit_of(np.log2(horizon / length)) * fall
         values[here] = np.minimum(np.log1p((heights[here] - lowest) / unit), MOST)
     octaves = np.log2(np.asarray(runs.lanes["learning_rate"], np.float64))
     points = Points(octaves, np.log2(horizon / steps), runs.columns["seed"])
     return Seen(points, values, lost)
+
+
+def unit_of(halvings: float) -> float:
+    """The share of the fall above the lowest loss that has lost log(2), of runs so many halvings short."""
+    return float(min(UNIT * 2.0**halvings, LARGEST_UNIT))
 
 
 def _heights(runs: Runs) -> Float[np.ndarray, " rows"]:
@@ -107,7 +115,7 @@ def some(points: Points, which: np.ndarray) -> Points:
 def possible(seen: Seen, grid: Float[np.ndarray, "points"]) -> Float[np.ndarray, " left"]:
     """The octaves of a grid at which the best rate of the horizon may lie.
 
-    A rate below the best of a length that did far worse, by a tenth of the fall, made too little way. At the
+    A rate below the best of a length that did far worse, by a unit of the fall, made too little way. At the
     horizon one that is lower by the steepest slope makes no more, so those below cannot be the best; nor can those
     above a rate that did far worse above the best. What the longest runs say comes first, and six octaves stay
     where others contradict it.
@@ -166,16 +174,21 @@ class Belief:
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The shortest span of octaves that holds the best rate in nine of ten draws, and the answer."""
+        """The shortest span of octaves that holds the best rate in nine of ten draws, and the answer.
+
+        Each octave of the grid stands for those that are nearer to it than to others.
+        """
         places = np.sort(self._lowest)
         inside = int(np.ceil(WITHIN * len(places))) - 1
         first = int(np.argmin(places[inside:] - places[: len(places) - inside]))
-        return min(float(places[first]), self.octave), max(float(places[first + inside]), self.octave)
+        low, high = places[first] - FINENESS / 2, places[first + inside] + FINENESS / 2
+        return min(float(low), self.octave), max(float(high), self.octave)
 
     @property
     def excess(self) -> float:
         """By how much the loss at the best rate is expected to be above the lowest, as a share of the fall."""
-        return float(UNIT * np.expm1(self._above))
+        longest = self._seen.points.halvings[self._seen.longest][0]
+        return float(unit_of(longest) * np.expm1(self._above))
 
     def around(self, count: int) -> Float[np.ndarray, "count"]:
         """So many octaves around the best rate: up to three 1.25 apart, more of them 0.5."""
