@@ -47,8 +47,8 @@ from optax_lr.finder.search import EveryLaneDivergedError
 
 STORED = pathlib.Path(__file__).with_suffix(".json")
 SIZES = {"quick": Size(6, 4, 8, 1, 2), "CPU": Size(16, 8, 8, 4, 5), "GPU": Size(64, 16, 16, 6, 5)}
-# No more rates than these are tried on all seeds.
-MOST = 7
+# No more rates than these are tried on all seeds, and none is farther from the first guess: four decades.
+MOST, FARTHEST = 7, 12
 
 
 def loss_fn(model: Any, batch: Any) -> Any:
@@ -79,7 +79,7 @@ def missing(runs: Runs, guess: int, seeds: int, stage: int) -> list[tuple[int, i
             (place, seed)
             for place in places
             for seed in range(count)
-            if str(seed) not in runs.get(str(place), {})
+            if abs(place - guess) <= FARTHEST and str(seed) not in runs.get(str(place), {})
         ]
 
     if first := lacking((guess - 2, guess, guess + 2), 1):

@@ -70,6 +70,11 @@ def test_a_broad_bowl_is_not_followed_for_ever():
     assert len(tables.whole(runs, 3)) == bench.MOST
 
 
+def test_a_loss_that_falls_with_every_lower_rate_is_not_followed_for_ever():
+    runs = searched(-1000, guess=0)
+    assert min(map(int, runs)) == -bench.FARTHEST
+
+
 def test_how_broad_a_bowl_is():
     curve = tables.whole(searched(-8, guess=-8), 5)
     best = list(curve).index(-8)
