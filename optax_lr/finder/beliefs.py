@@ -15,6 +15,11 @@ FINENESS = 0.5
 # A run of the horizon whose loss is above the lowest by this share of the fall has lost log(2). Losses fall about
 # as 1 / steps, so of a shorter run the share is so much larger, up to the other.
 UNIT, LARGEST_UNIT = 0.02, 0.1
+# Nor is it more than so many times what the third best of four rates or more lost, or than so many times that times
+# the noise of a run.
+THIRD, LEAST_RATES, TIMES, NOISE_TIMES = 2, 4, 2.0, 5.0
+# Of the fall, what float32 tells apart.
+LEAST_UNIT = 1e-6
 # Of a run that did far worse than the best, nothing but that counts.
 MOST = 1.0
 # What has lost about log(2) has done far worse.
@@ -37,6 +42,8 @@ class Seen:
     points: Points
     values: Float[np.ndarray, "rows"]
     lost: Bool[np.ndarray, "rows"]
+    # Of the longest runs, as a share of the fall.
+    unit: float
 
     @property
     def key(self) -> bytes:
@@ -57,27 +64,41 @@ class Seen:
 def seen_in(runs: Runs, horizon: int) -> Seen:
     """What a table of runs tells: log(1 + (loss - lowest of the length) / (unit fall)) of each run, at most 1.
 
-    The unit is 0.02 horizon / steps, at most 0.1. Runs fall from the loss without training. The fall is the
-    geometric mean of that of the best run of the length and of the best of all, so that where short runs learned
-    next to nothing their noise counts for little.
+    Runs fall from the loss without training. The fall is the geometric mean of that of the best run of the length
+    and of the best of all, so that where short runs learned next to nothing their noise counts for little.
+
+    The unit is 0.02 horizon / steps, at most 0.1, and at most twice the excess of the third best rate, or ten times
+    the noise: where losses of many rates are tiny beside the fall, they are told apart all the same.
     """
     heights, steps = _heights(runs), runs.columns["steps"]
-    values, lost = np.zeros(len(runs)), ~np.isfinite(heights)
+    rates = np.asarray(runs.lanes["learning_rate"], np.float64)
+    values, lost, unit = np.zeros(len(runs)), ~np.isfinite(heights), UNIT
     most = max(0.0, -heights.min(initial=0.0))
     for length in np.unique(steps[~lost]):
         here = (steps == length) & ~lost
-        lowest = heights[here].min()
-        fall = np.sqrt(max(-lowest, 0.0) * most) or np.ptp(heights[here]) or 1.0
-        unit = unit_of(np.log2(horizon / length)) * fall
-        values[here] = np.minimum(np.log1p((heights[here] - lowest) / unit), MOST)
-    octaves = np.log2(np.asarray(runs.lanes["learning_rate"], np.float64))
-    points = Points(octaves, np.log2(horizon / steps), runs.columns["seed"])
-    return Seen(points, values, lost)
+        above = heights[here] - heights[here].min()
+        fall = np.sqrt(max(-heights[here].min(), 0.0) * most) or np.ptp(heights[here]) or 1.0
+        unit = min(UNIT * horizon / length, LARGEST_UNIT, TIMES * _third(rates[here], above) / fall)
+        unit = max(unit, LEAST_UNIT)
+        values[here] = np.minimum(np.log1p(above / (unit * fall)), MOST)
+    points = Points(np.log2(rates), np.log2(horizon / steps), runs.columns["seed"])
+    return Seen(points, values, lost, float(unit))
 
 
-def unit_of(halvings: float) -> float:
-    """The share of the fall above the lowest loss that has lost log(2), of runs so many halvings short."""
-    return float(min(UNIT * 2.0**halvings, LARGEST_UNIT))
+def _third(rates: Float[np.ndarray, " rows"], above: Float[np.ndarray, " rows"]) -> float:
+    """The excess of the third best rate over the best, means over its seeds; infinite of fewer than four rates.
+
+    At least it is five times the noise of one run, as far as seeds of these three show it.
+    """
+    known, of_rate, runs = np.unique(rates, return_inverse=True, return_counts=True)
+    if len(known) < LEAST_RATES:
+        return float("inf")
+    means = np.bincount(of_rate, above) / runs
+    best = np.argsort(means)[: THIRD + 1]
+    few = np.isin(of_rate, best)
+    freedom = few.sum() - len(best)
+    noise = np.sqrt(((above - means[of_rate])[few] ** 2).sum() / freedom) if freedom else 0.0
+    return float(max(means[best[-1]] - means[best[0]], NOISE_TIMES * noise))
 
 
 def _heights(runs: Runs) -> Float[np.ndarray, " rows"]:
@@ -187,8 +208,7 @@ class Belief:
     @property
     def excess(self) -> float:
         """By how much the loss at the best rate is expected to be above the lowest, as a share of the fall."""
-        longest = self._seen.points.halvings[self._seen.longest][0]
-        return float(unit_of(longest) * np.expm1(self._above))
+        return float(self._seen.unit * np.expm1(self._above))
 
     def around(self, count: int) -> Float[np.ndarray, "count"]:
         """So many octaves around the best rate: up to three 1.25 apart, more of them 0.5."""

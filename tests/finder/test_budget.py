@@ -159,7 +159,7 @@ def test_no_run_is_shorter_than_a_cycle_that_reaches_its_peak(steps, budget):
 
 def seen(octaves, halvings, values):
     points = Points(np.array(octaves, float), np.array(halvings, float), np.zeros(len(octaves), int))
-    return Seen(points, np.array(values, float), np.zeros(len(octaves), bool))
+    return Seen(points, np.array(values, float), np.zeros(len(octaves), bool), 0.02)
 
 
 def test_rates_that_a_drift_cannot_reach_are_ruled_out():
