@@ -86,9 +86,9 @@ def seen_in(runs: Runs, horizon: int) -> Seen:
 
 
 def _third(rates: Float[np.ndarray, " rows"], above: Float[np.ndarray, " rows"]) -> float:
-    """The excess of the third best rate over the best, means over its seeds; infinite of fewer than four rates.
+    """The excess of the third best rate over the best, means over its seeds; at least five times their noise.
 
-    At least it is five times the noise of one run, as far as seeds of these three show it.
+    It is infinite where it tells of no scale: of fewer than four rates, and where three tie.
     """
     known, of_rate, runs = np.unique(rates, return_inverse=True, return_counts=True)
     if len(known) < LEAST_RATES:
@@ -98,7 +98,7 @@ def _third(rates: Float[np.ndarray, " rows"], above: Float[np.ndarray, " rows"])
     few = np.isin(of_rate, best)
     freedom = few.sum() - len(best)
     noise = np.sqrt(((above - means[of_rate])[few] ** 2).sum() / freedom) if freedom else 0.0
-    return float(max(means[best[-1]] - means[best[0]], NOISE_TIMES * noise))
+    return float(max(means[best[-1]] - means[best[0]], NOISE_TIMES * noise)) or float("inf")
 
 
 def _heights(runs: Runs) -> Float[np.ndarray, " rows"]:

@@ -157,6 +157,24 @@ def test_no_run_is_shorter_than_a_cycle_that_reaches_its_peak(steps, budget):
     assert (plan.tables[TABLE].max(axis=1) > 0.5 * plan.lanes["learning_rate"]).all()
 
 
+@pytest.mark.parametrize("noise", [0.0, 0.1])
+def test_losses_that_are_tiny_beside_the_fall_are_told_apart(noise):
+    def loss_of(lane, steps, seed):
+        drawn = np.random.default_rng([seed, round(1000 * lane["learning_rate"] + 50_000), steps])
+        return min(2.3, 1e-4 * 2 ** abs(lane["learning_rate"] + 8) * np.exp(noise * drawn.standard_normal()))
+
+    found = driven(policy_of(10), loss_of)
+    assert abs(np.log2(found.learning_rate) + 8) < 0.5 and found.low <= 2**-8 <= found.high < 4 * found.low
+
+
+def test_three_rates_that_tie_tell_of_no_scale():
+    def loss_of(lane, steps, seed):
+        return 0.25 if -9 < lane["learning_rate"] < -2 else 2.3 - 0.3 * (steps > 100)
+
+    found = driven(policy_of(3), loss_of)
+    assert -9 < np.log2(found.learning_rate) < -2
+
+
 def seen(octaves, halvings, values):
     points = Points(np.array(octaves, float), np.array(halvings, float), np.zeros(len(octaves), int))
     return Seen(points, np.array(values, float), np.zeros(len(octaves), bool), 0.02)
