@@ -15,8 +15,8 @@ FINENESS = 0.5
 # A run of the horizon whose loss is above the lowest by this share of the fall has lost log(2). Losses fall about
 # as 1 / steps, so of a shorter run the share is so much larger, up to the other.
 UNIT, LARGEST_UNIT = 0.02, 0.1
-# Nor is it more than so many times what the third best of four rates or more lost, or than so many times that times
-# the noise of a run.
+# Nor is it more than TIMES the excess of the third best of four rates or more, which is at least NOISE_TIMES the
+# noise of a run.
 THIRD, LEAST_RATES, TIMES, NOISE_TIMES = 2, 4, 2.0, 5.0
 # Of the fall, what float32 tells apart.
 LEAST_UNIT = 1e-6
@@ -97,7 +97,7 @@ def _third(rates: Float[np.ndarray, " rows"], above: Float[np.ndarray, " rows"])
     best = np.argsort(means)[: THIRD + 1]
     few = np.isin(of_rate, best)
     freedom = few.sum() - len(best)
-    noise = np.sqrt(((above - means[of_rate])[few] ** 2).sum() / freedom) if freedom else 0.0
+    noise = np.sqrt(_spread(above[few], np.unique(rates[few], return_inverse=True)[1]) / max(freedom, 1))
     return float(max(means[best[-1]] - means[best[0]], NOISE_TIMES * noise)) or float("inf")
 
 
