@@ -37,10 +37,10 @@ ROOMS = {
         "arrays jobs workers reference session engine sweep"
     ),
     "finder": (
-        "files curve suggestion comparison judging rules stable classic regimes suggest verdict histories diagnose "
-        "grids problem optimizer tables views model beliefs ceilings training folds late inputs policies finalists "
-        "budget branches combinations search find sweep ramp_checks range_test refind compared compare curvature "
-        "transfer"
+        "files curve suggestion comparison judging smooth rules stable classic regimes suggest verdict histories "
+        "diagnose grids problem optimizer tables views model beliefs ceilings training folds late inputs policies "
+        "finalists budget branches combinations search find sweep ramp_checks range_test refind compared compare "
+        "curvature transfer"
     ),
     "plots": "style heat_map histories rates schedules comparisons effective widths traces",
     "nnx": "modules finders optimizers",

@@ -17,8 +17,6 @@ from .curve import LRCurve, as_losses, as_reported
 TOLERANCE = 0.001
 # Rates that lost more than this share of the fall of the best do not show its noise.
 NEAR = 0.25
-# Lanes within this factor of the best shape its parabola, whatever can be told apart.
-AROUND = 2.0
 # How sure a t-test must be that a rate is worse than the best: to end an interval, to need no more seeds, and to
 # look no further. (The first makes intervals hold the best in nine of ten searches; at 95% nearly all of them do.)
 INTERVAL_LEVEL, SEEDS_LEVEL, SEARCH_LEVEL = 0.75, 0.9, 0.95
@@ -136,35 +134,6 @@ def interval(rates: np.ndarray, above: np.ndarray, most: float, span: tuple[int,
         return float(rates[alike] * (rates[other] / rates[alike]) ** share)
 
     return crossing(left, left - 1), crossing(right, right + 1)
-
-
-def interval_around(rates: np.ndarray, above: np.ndarray, most: float, rate: float) -> tuple[float, float]:
-    """The interval around a rate, of which nothing is known but that it is as good as the best lane."""
-    place = int(np.searchsorted(rates, rate))
-    if place < len(rates) and np.isclose(rates[place], rate, rtol=1e-9):
-        rates, above = np.delete(rates, place), np.delete(above, place)
-    with_it, higher = np.insert(rates, place, rate), np.insert(above, place, 0.0)
-    return interval(with_it, higher, most, span_around(higher, most))
-
-
-def vertex(rates: np.ndarray, heights: np.ndarray, best: int, noise: float) -> float:
-    """The vertex of the parabola through the lanes around the best and those that noise cannot tell from it.
-
-    Far from the best no parabola fits, by as much as a lane is worse: a lane weighs 1 / (1 + excess / scale), where
-    the scale is the noise or, if that is more, the excess of the better neighbor.
-    """
-    above = excess(heights)
-    first, last = span_around(above, noise)
-    near = np.abs(np.log(rates / rates[best])) <= np.log(AROUND) + 1e-6
-    near[max(0, best - 1) : best + 2] = True
-    near[first : last + 1] = True
-    near &= np.isfinite(above)
-    if near.sum() < 3:
-        return float(rates[best])
-    scale = max(noise, float(np.delete(above[max(0, best - 1) : best + 2], min(best, 1)).min()))
-    x, weights = np.log(rates[near] / rates[best]), 1 / (1 + above[near] / scale) if scale else None
-    square, line, _ = np.polyfit(x, above[near], 2, w=weights)
-    return float(rates[best] * np.exp(np.clip(-line / (2 * square), x[0], x[-1]) if square > 0 else 0.0))
 
 
 class Untrained(NamedTuple):

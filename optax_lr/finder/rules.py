@@ -21,15 +21,14 @@ from .comparison import (
     TOLERANCE,
     excess,
     interval,
-    interval_around,
     lowest_lane,
     lowest_lanes,
     open_sides,
     span_around,
-    vertex,
 )
 from .curve import LRCurve, as_reported, judged_losses
 from .judging import Judged, judged
+from .smooth import lowest
 from .suggestion import Suggestion
 
 # How the log of the best rate may move with the log of the length of a run, and how it does on most problems.
@@ -52,15 +51,11 @@ LONGER = 5
 
 
 def lowest_loss(curve: LRCurve) -> Suggestion:
-    """The rate of the lowest loss, averaged over the seeds, by a parabola over the log of the rate.
+    """The rate of the lowest loss, averaged over the seeds, on a smooth curve over the log of the rate.
 
-    It is fitted by least squares to the lanes within a factor of 2 of the best and to those that noise cannot tell
-    from it, its two neighbors at least: the less can be told apart, the more lanes count. A lane that is worse than
-    noise explains weighs less: far from the best no parabola fits. Its vertex counts as one
-    of the lowest in the interval. Between close lanes it is no farther from the best one than noise of the seeds
-    hides: beside a sharp edge no parabola fits. Where the next higher rate diverged, the answer is the best rate
-    itself; or below it as far as noise cannot tell, by up to half the way to the lower rate: the next run may not
-    survive as these.
+    The curve is the mean of a Gaussian process that saw log(1 + excess / scale) of each lane; see `smooth.smooth`.
+    Where the next higher rate diverged, the answer is the best rate itself; or below it as far as noise cannot
+    tell, by up to half the way to the lower rate: the next run may not survive as these.
 
     Where no rate fell below the loss without training by more than noise explains, the reason says so, the interval
     is what cannot be told apart, and the answer is the largest harmless rate below the highest that was tried.
@@ -88,8 +83,7 @@ def lowest_loss(curve: LRCurve) -> Suggestion:
         rate = float(np.clip(np.sqrt(rates[best] * rates[max(0, best - 1)]), away, rates[best]))
         low, high = interval(rates, above, most, span_around(above, most))
     else:
-        rate = _no_worse(vertex(rates, heights, best, noise), rates, end)
-        low, high = interval_around(rates, above, most, rate)
+        rate, low, high = lowest(rates, heights, noise, most, end.folds)
     return Suggestion(
         learning_rate=rate,
         low=low,
@@ -377,16 +371,6 @@ def refuse_more_axes(curve: LRCurve) -> None:
             f"A rule needs learning rates in increasing order, got {curve.learning_rates.tolist()}; "
             "curve.take(np.argsort(curve.learning_rates)) has them so."
         )
-
-
-def _no_worse(rate: float, rates: np.ndarray, end: Judged) -> float:
-    """A rate between close lanes, no farther from the best one than noise hides: a sharp edge is no parabola."""
-    best, above = lowest_lane(end.heights), excess(end.heights)
-    beside = rates[min(best + 1, len(rates) - 1) if rate > rates[best] else max(0, best - 1)]
-    if len(end.heights) == 1 or np.abs(np.log(beside / rates[best])) > np.log(CLOSE):
-        return rate
-    noise = end.noise_threshold(SEARCH_LEVEL, tolerance=0.0)
-    return float(np.clip(rate, *interval(rates, above, noise, span_around(above, noise))))
 
 
 def _center(rates: np.ndarray, point: Judged) -> float:

