@@ -1,7 +1,7 @@
 """The engine: a training step and lanes of hyperparameters to a table of runs; it knows no rate, loss or optimizer.
 
-A search, and the order to read in: `batches` holds starts and data; `task` says what is trained, and traces it
-once; `unchanged` finds the leaves that lanes share. `choose` picks a `layout`: host threads, a grid of lanes,
+A search, and the order to read in: `batches` holds starts and data; `task` says what is trained. It is traced once,
+to functions of flat lists of arrays (`traces`, `leaves`); `unchanged` finds the leaves that lanes share. `choose` picks a `layout`: host threads, a grid of lanes,
 or a mesh of the user's. `program` compiles what trains and what evaluates there; `programs` keeps both while
 the user's function lives. A `session` appends a plan's rows to the table (`runs`) and saves it (`checkpoints`).
 `jobs` packs the rows into chains of calls, and says how long a call is; `workers` make the calls, write what

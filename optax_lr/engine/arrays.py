@@ -10,7 +10,7 @@ import numpy as np
 from ..types import PyTree
 from .batches import Data, aligned
 from .layout import ALL, SEEDS, Layout
-from .task import key_bits
+from .leaves import key_bits
 
 
 class Arrays(NamedTuple):

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from .. import checks
 from ..types import Array, Int, PyTree, UInt32
-from .task import is_key, on_host
+from .leaves import is_key, on_host
 
 # XLA's CPU backend reads host memory that begins at a multiple of this in place.
 ALIGNMENT = 64

@@ -20,8 +20,8 @@ import jax
 import numpy as np
 
 from ..types import PyTree
+from .leaves import on_host
 from .runs import Runs
-from .task import on_host
 
 SECONDS_BETWEEN_SAVES = 10.0
 # How many checkpoints are kept: one is read where the last one is torn.

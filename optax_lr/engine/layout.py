@@ -160,6 +160,11 @@ def mesh_of_user(leaves: Sequence[Any]) -> Mesh | None:
     return None
 
 
+def is_explicit(mesh: Any) -> bool:
+    """Whether a mesh has axes that are part of the types of arrays."""
+    return AxisType.Explicit in mesh.axis_types
+
+
 def cores() -> int:
     """How many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

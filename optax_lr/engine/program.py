@@ -15,7 +15,9 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from .layout import ALL, LANES, ROWS, SEEDS, Layout
-from .task import Form, Leaves, Traced, Traces, key_bits
+from .leaves import Leaves, key_bits
+from .task import Form
+from .traces import Traced, Traces
 
 AVERAGE_DECAY = 0.9
 # By step: over the decayed sum of ones, in float32 until it is 1.

@@ -11,9 +11,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..types import PyTree
 from .batches import Data
-from .layout import ROWS, Layout, context, mesh_in_force, mesh_of_user
+from .layout import ROWS, Layout, context, is_explicit, mesh_in_force, mesh_of_user
+from .leaves import Leaves
 from .program import Builder, Programs, compile_looks, compile_programs
-from .task import Form, Leaves, Task, Traces, is_explicit, look_at
+from .task import Form, Task, look_at
+from .traces import Traces
 
 # How many searches of one function keep their programs.
 KEPT_SEARCHES = 8

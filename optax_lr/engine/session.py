@@ -19,12 +19,13 @@ from .checkpoints import Folder, Saved, UnderWay, as_saved, digest, digest_of_pr
 from .choose import choose, fitted
 from .jobs import Pace, Work, jobs_of, streamed_batches
 from .layout import Layout, context
+from .leaves import on_host
 from .program import Programs
 from .programs import ProgramsOf
 from .progress import Bar
 from .reference import Wanted, completed, plan_of
 from .runs import LOW_LOSS, Judgment, Plan, Runs
-from .task import Task, on_host
+from .task import Task
 from .workers import asked_to_stop, look_at_starts, run_job, run_jobs, settings_of_threads
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from .. import checks
 from ..engine.batches import Data, host_arrays, is_stacked, read_batches, root_bits, root_key, yields
 from ..engine.layout import context, mesh_of_user
-from ..engine.task import is_key
+from ..engine.leaves import is_key
 from ..types import Array, PyTree
 from .folds import folds_of, left_out, length_of_all
 from .late import warn_of_late_labels
