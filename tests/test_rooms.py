@@ -33,8 +33,8 @@ ROOMS = {
     "snapshots": "transformation ensemble",
     "carry": "leaves counts numbers carrying",
     "engine": (
-        "results runs unchanged layout leaves traces task batches lengths program programs choose checkpoints "
-        "progress arrays jobs workers reference session engine sweep"
+        "results runs unchanged layout leaves traces task batches lengths stops builder program programs choose "
+        "checkpoints progress arrays jobs workers reference session engine sweep"
     ),
     "finder": (
         "files curve suggestion comparison judging smooth rules stable classic regimes suggest verdict histories "

@@ -11,9 +11,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from ..types import PyTree
 from .batches import Data
+from .builder import Builder
 from .layout import ROWS, Layout, context, is_explicit, mesh_in_force, mesh_of_user
 from .leaves import Leaves
-from .program import Builder, Programs, compile_looks, compile_programs
+from .program import Programs, compile_looks, compile_programs
 from .task import Form, Task, look_at
 from .traces import Traces
 

@@ -20,7 +20,7 @@ import numpy as np
 from .checkpoints import UnderWay, as_saved
 from .jobs import Feed, Job, Work
 from .layout import ROWS, Layout
-from .program import TRACK
+from .stops import TRACK
 
 
 def run_jobs(

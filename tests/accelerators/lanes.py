@@ -4,9 +4,10 @@ from typing import Any
 
 import jax
 
+from optax_lr.engine.builder import Builder
 from optax_lr.engine.layout import Layout
 from optax_lr.engine.leaves import Leaves
-from optax_lr.engine.program import TRAIN, Builder, arguments
+from optax_lr.engine.program import TRAIN, arguments
 from optax_lr.engine.task import look_at
 from optax_lr.finder.inputs import pose
 from optax_lr.finder.search import example_lane

@@ -18,7 +18,7 @@ import pytest
 from lanes import built
 from targets import FREE, INSTRUCTION, TARGETS, Program, bytes_moved, compile_for
 
-from optax_lr.engine.program import Builder
+from optax_lr.engine.builder import Builder
 from optax_lr.finder.problem import Problem
 
 LANES, BATCH, STEPS, MIB = 32, 64, 8, 2**20
