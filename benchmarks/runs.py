@@ -24,8 +24,9 @@ from finder_accuracy import HORIZON, TRUTH, Truth
 from problems import OPTIMIZERS, problems
 
 from optax_lr.engine.engine import Engine
+from optax_lr.engine.opening import Opening
 from optax_lr.engine.runs import Runs
-from optax_lr.engine.session import Opening, Session
+from optax_lr.engine.session import Session
 from optax_lr.finder import tables
 from optax_lr.finder.inputs import Posed, pose
 from optax_lr.finder.policies import rows_of

@@ -34,7 +34,7 @@ ROOMS = {
     "carry": "leaves counts numbers carrying",
     "engine": (
         "results runs unchanged layout leaves traces task batches lengths stops builder program programs choose "
-        "checkpoints progress arrays jobs workers reference session engine sweep"
+        "checkpoints progress arrays jobs workers reference opening machine kept session engine sweep"
     ),
     "finder": (
         "files curve suggestion comparison judging smooth rules stable classic regimes suggest verdict histories "

@@ -17,8 +17,9 @@ from jax.sharding import Mesh
 from .. import checks
 from .batches import Data
 from .checkpoints import Folder
+from .opening import Opening
 from .progress import Bar
-from .session import Opening, Session
+from .session import Session
 from .task import Task
 
 

@@ -26,7 +26,7 @@ class ProgramsOf:
     """The form and the programs of a task, made once for as long as the user's function lives."""
 
     def __init__(self, task: Task, data: Data, lane: PyTree, room: int):
-        self._task, self._data, self._room = task, data, room
+        self.room, self._task, self._data = room, task, data
         self._traces: Traces | None = None
         self._shelf = _shelf(task)
         self._mesh = mesh_of_user(jax.tree.leaves((data.start, data.batches, data.eval_batch)))
@@ -71,7 +71,7 @@ class ProgramsOf:
 
     def _sizes(self, layout: Layout, rows: int) -> dict[str, Any]:
         return {
-            "longest": self._room,
+            "longest": self.room,
             "batches": Leaves.of(jax.tree.map(lambda leaf: _rows_of(leaf, rows), self._data.batches)),
             "shardings": self._shardings(layout),
             "words": self._data.bits.size,

@@ -1,64 +1,31 @@
-"""The session of a search: its table of runs, its compiled programs, its folder and its bar."""
+"""The session of a search: it asks for rounds of runs, saves them, and goes on where a checkpoint ends."""
 
-import dataclasses
 import functools
 import threading
 import time
-import warnings
-from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
 
 from ..types import PyTree
 from . import checkpoints
-from .arrays import edged, placed
+from .arrays import edged
 from .batches import Data, power_of_two
-from .checkpoints import Folder, Saved, UnderWay, as_saved, digest, digest_of_program
-from .choose import choose, fitted
-from .jobs import Pace, Work, jobs_of, streamed_batches
-from .layout import Layout, context
+from .checkpoints import Folder, Saved, UnderWay, digest, digest_of_program
+from .jobs import Pace, Work, jobs_of
+from .kept import Kept
+from .layout import context
 from .leaves import on_host
-from .program import Programs
+from .machine import Machine
+from .opening import Opening
 from .programs import ProgramsOf
 from .progress import Bar
 from .reference import Wanted, completed, plan_of
-from .runs import LOW_LOSS, Judgment, Plan, Runs
+from .runs import Plan, Runs
 from .task import Task
 from .workers import asked_to_stop, look_at_starts, run_job, run_jobs, settings_of_threads
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Opening:
-    """What a session must know before its first plan.
-
-    Attributes:
-      lane: an example of a lane, its tables included; [] of each number, [longest] of each table.
-      lanes, seeds: how many of either the first plan has, about.
-      longest: the steps of the longest run to come.
-      stop_factor: how far a loss may rise before its run is stopped; see `sweep`.
-      keep: whose carry is kept when its run has ended: "all", or a function `(runs, row) -> score` and then the row
-        of the lowest, or None.
-      reference: what is to be known of runs without training before others run, or None.
-      ceilings: `(before, rows) -> float32 [rows, longest]`, from the rounds before and the rows of a round: a row
-        stops where the average of its loss is above its own. None stops no row so.
-      judgment: by what its runs are judged; the table holds it for rules and policies.
-      settings: what the search depends on beside task and data, by the name that an error says.
-      description: what the bar shows.
-    """
-
-    lane: PyTree
-    lanes: int
-    seeds: int
-    longest: int
-    stop_factor: float = float("inf")
-    keep: Literal["all"] | Callable[[Runs, int], float] | None = None
-    reference: Wanted | None = None
-    ceilings: Callable[[Runs, Runs], np.ndarray] | None = None
-    judgment: Judgment = LOW_LOSS
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    description: str = "sweep"
 
 
 class Session:
@@ -68,43 +35,40 @@ class Session:
       runs: its table, as saved or empty.
       stopped: whether Ctrl-C has asked it to end.
       words: how its lanes are laid out.
-      kept: by row, the carries that were kept, as flat lists of host arrays.
     """
 
     def __init__(
         self, engine: Any, task: Task, data: Data, opening: Opening, folder: Folder | None, bar: Bar
     ):
         self.stopped = False
-        self.kept: dict[int, list[np.ndarray]] = {}
         self._engine, self._task, self._data, self._opening = engine, task, data, opening
         self._folder, self._bar = folder, bar
-        self._room = power_of_two(opening.longest)
-        self._programs = ProgramsOf(task, data, opening.lane, self._room)
-        self.form = self._programs.form
+        self._programs = ProgramsOf(task, data, opening.lane, power_of_two(opening.longest))
         saved = None if folder is None else folder.read()
         width = saved.settings.get("lanes_at_once") if saved and engine.lanes_at_once == "auto" else None
-        self._choice = choose(
-            self.form,
+        self._machine = Machine(
+            self._programs,
             data,
-            lanes=opening.lanes,
-            seeds=opening.seeds,
-            longest=self._room,
+            opening,
             freeze=opening.keep == "all" or folder is not None,
             lanes_at_once=width or engine.lanes_at_once,
             mesh=engine.mesh,
         )
-        self._fit()
-        self._place()
-        self.words = self._choice.words(opening.lanes, opening.seeds, self.form)
+        self.form, self.words = self._programs.form, self._machine.words
         self.runs = Runs(self.form.metrics, self.form.evals)
         self._under_way: dict[int, UnderWay] = {}
-        self._best, self._pace, self._deposits = (np.inf, -1), Pace(), dict[int, UnderWay]()
+        self._kept, self._pace, self._deposits = Kept(opening.keep), Pace(), dict[int, UnderWay]()
         self._lock, self._saving = threading.Lock(), threading.Lock()
         self._settings = {} if folder is None else self._all_settings()
         if saved is not None:
             self._resume(saved)
         self.runs.judgment = opening.judgment
         bar.write(self.words)
+
+    @property
+    def kept(self) -> dict[int, list[np.ndarray]]:
+        """By row, the carries that were kept, as flat lists of host arrays."""
+        return self._kept.leaves
 
     @property
     def skipped(self) -> int:
@@ -144,33 +108,10 @@ class Session:
         ]
         if any(leaf is None for leaf in whole) and self._task.begin:
             # What all lanes share and no leaf of the start holds.
-            lane = form.lane.tree(self._lane_leaves(self.runs, np.int64(row)))
+            lane = form.lane.tree(self._machine.lane_leaves(self.runs, np.int64(row)))
             begun = jax.tree.leaves(self._task.begin(start, lane, np.int32(seed)))
             whole = [on_host(new) if leaf is None else leaf for leaf, new in zip(whole, begun, strict=True)]
         return form.carry.tree(whole)
-
-    def _fit(self) -> None:
-        """Compile the programs of the widest layout that fits."""
-        row = sum(leaf.nbytes for leaf in jax.tree.leaves(self._data.batches)) // self._data_rows
-
-        def compiled(layout: Layout) -> Programs:
-            return self._programs.of(layout, self._rows_read(layout))
-
-        extra = 0 if self._choice.resident else row * self._rows_read(self._choice.layout)
-        self._choice, self._made = fitted(self._choice, self._opening.lanes, compiled, extra)
-
-    @property
-    def _data_rows(self) -> int:
-        return int(jax.tree.leaves(self._data.batches)[0].shape[0])
-
-    def _rows_read(self, layout: Layout) -> int:
-        return self._data_rows if self._choice.resident else streamed_batches(self._data, layout)
-
-    def _place(self) -> None:
-        """Arrays that all calls read, where the programs read them."""
-        self._arrays = placed(
-            self._choice.layout, self._data, self._programs.constants, self._choice.resident
-        )
 
     def _resume(self, saved: Saved) -> None:
         """Go on from a checkpoint.
@@ -187,14 +128,14 @@ class Session:
         self.runs = saved.runs
         self._under_way = {int(each.rows[0]): each for each in saved.under_way}
         self._deposits.update(self._under_way)
-        self._take_kept(saved.kept)
+        self._kept.restore(saved.kept, self.form.own.bits())
         self._bar.write(
             f"resumed from {path}: {self.skipped} steps skipped, {self.redone} done again", always=True
         )
 
     def _all_settings(self) -> dict[str, Any]:
         """What the search depends on, by the name that an error says."""
-        layout, data = self._choice.layout, self._data
+        layout, data = self._machine.layout, self._data
         return {
             **self._opening.settings,
             "metric": list(self._opening.judgment),
@@ -214,51 +155,16 @@ class Session:
             return
         try:
             with self._lock:
-                kept = {
-                    f"{row}/{i}": leaf for row, leaves in self.kept.items() for i, leaf in enumerate(leaves)
-                }
                 saved = Saved(
                     self._settings,
                     self.runs.take(np.arange(len(self.runs))),
                     list(self._deposits.values()),
-                    {**kept, "best": np.array(self._best)},
+                    self._kept.arrays(),
                 )
             self._folder.save(saved)
             self._folder.saved_at = time.monotonic()
         finally:
             self._saving.release()
-
-    def _take_kept(self, kept: Mapping[str, np.ndarray]) -> None:
-        score, of_row = kept["best"].tolist()
-        self._best, shapes = (score, int(of_row)), self.form.own.bits()
-        for name in sorted(kept.keys() - {"best"}, key=lambda name: [int(part) for part in name.split("/")]):
-            row, at = map(int, name.split("/"))
-            self.kept.setdefault(row, []).append(as_saved(kept[name], shapes[at]))
-
-    def _lane_leaves(self, runs: Runs, rows: Any) -> list[np.ndarray]:
-        """The lanes of some rows, as the programs take them."""
-        tables = {name: edged(values[rows], self._room) for name, values in runs.tables.items()}
-        named = {**{name: values[rows] for name, values in runs.lanes.items()}, **tables}
-        leaves = [named[name] for name in self._names]
-        return [
-            np.asarray(leaf, like.dtype) for leaf, like in zip(leaves, self.form.lane.shapes, strict=True)
-        ]
-
-    @functools.cached_property
-    def _names(self) -> list[str]:
-        """The names of the lane's leaves in the order in which JAX flattens a dict."""
-        return sorted(self._opening.lane)
-
-    def _keep(self, row: int, leaves: Callable[[], list[np.ndarray]]) -> None:
-        if self._opening.keep is None:
-            return
-        if self._opening.keep == "all":
-            self.kept[row] = leaves()
-            return
-        # Of equal ones the first row: which ended first depends on a clock.
-        scored = (self._opening.keep(self.runs, row), row)
-        if scored < self._best:
-            self._best, self.kept = scored, {row: [np.array(leaf) for leaf in leaves()]}
 
     def _tell(self, rows: np.ndarray, description: str) -> None:
         """Hand a round that has ended to whoever asked for it."""
@@ -273,27 +179,25 @@ class Session:
         if missing is not None:
             found = Runs(form.metrics, form.evals)
             found.append(missing)
-            while not self._fits(functools.partial(self._run_still, found, wanted.of_starts(form))):
-                self._halve()
+            self._run_where_it_fits(functools.partial(self._run_still, found, wanted.of_starts(form)))
         if not self.stopped:
             self.runs.reference = completed(known, plan, found, wanted, form, data)
         return not self.stopped
 
     def _run_still(self, found: Runs, of_starts: bool) -> None:
         """Run the rows of a table without training; where starts tell all, their evaluations."""
-        layout, programs, stop = self._choice.layout, self._made, threading.Event()
+        layout, programs, stop = self._machine.layout, self._machine.programs, threading.Event()
         # A call of no steps leaves what began as it is; a lone step that nothing freezes does not.
         looks = of_starts and (layout.window > 1 or layout.freeze)
         if not looks:
-            layout = layout._replace(width=layout.devices if layout.width else 0)
-            programs = self._programs.looks(layout, self._rows_read(layout))
-        ceilings = np.broadcast_to(np.float32(np.inf), (len(found), self._room))
+            layout, programs = self._machine.looks()
+        ceilings = np.broadcast_to(np.float32(np.inf), (len(found), self._machine.room))
         work = self._work(stop, ceilings)._replace(
             layout=layout,
             programs=programs,
             runs=found,
             factor=np.float32(np.inf),
-            lane_leaves=functools.partial(self._lane_leaves, found),
+            lane_leaves=functools.partial(self._machine.lane_leaves, found),
             pace=Pace(),
             deposits={},
             deposit_every=None,
@@ -308,32 +212,18 @@ class Session:
 
     def _finish(self, rows: np.ndarray, description: str) -> None:
         ceilings = self._ceilings_of(rows)
-        while not self._fits(functools.partial(self._attempt, rows, description, ceilings)):
+        self._run_where_it_fits(functools.partial(self._attempt, rows, description, ceilings))
+
+    def _run_where_it_fits(self, attempt: Callable[[], None]) -> None:
+        """Run some rows; anew, with half the lanes at once, whenever the device runs out of memory."""
+        while not self._machine.fits(attempt):
             # Here, and not where the error is handled: it holds the arrays of the calls that it ended.
-            self._halve()
-
-    def _fits(self, run: Callable[[], None]) -> bool:
-        """Run some rows; whether the device had memory for it."""
-        try:
-            run()
-        except jax.errors.JaxRuntimeError as error:
-            layout = self._choice.layout
-            if "RESOURCE_EXHAUSTED" not in str(error) or layout.width <= layout.devices:
-                raise
-            return False
-        return True
-
-    def _halve(self) -> None:
-        layout = self._choice.layout
-        each = layout.width // layout.devices // 2
-        warnings.warn(f"The device ran out of memory: {each} lanes at once from here on.", stacklevel=2)
-        self._choice = self._choice._replace(layout=layout._replace(width=each * layout.devices))
-        self._fit()
-        self._deposits.clear()
-        self._under_way.clear()
+            self._machine.halve()
+            self._deposits.clear()
+            self._under_way.clear()
 
     def _attempt(self, rows: np.ndarray, description: str, ceilings: np.ndarray) -> None:
-        runs, layout = self.runs, self._choice.layout
+        runs, layout = self.runs, self._machine.layout
         unfinished = set(runs.unfinished().tolist())
         jobs = [job for job in jobs_of(runs, rows, layout) if unfinished & set(job.some.tolist())]
         made = sum(each.made for each in self._under_way.values())
@@ -353,32 +243,32 @@ class Session:
 
     def _ceilings_of(self, rows: np.ndarray) -> np.ndarray:
         """A ceiling for every step of every row of the table; those of a round know the rounds before."""
-        none, runs = np.broadcast_to(np.float32(np.inf), (len(self.runs), self._room)), self.runs
+        none, runs = np.broadcast_to(np.float32(np.inf), (len(self.runs), self._machine.room)), self.runs
         if self._opening.ceilings is None:
             return none
         before = runs.where(round=range(int(runs.columns["round"][rows[0]])))
         every = none.copy()
-        every[rows] = edged(self._opening.ceilings(before, runs.take(rows)), self._room)
+        every[rows] = edged(self._opening.ceilings(before, runs.take(rows)), self._machine.room)
         return every
 
     def _work(self, stop: threading.Event, ceilings: np.ndarray) -> Work:
         return Work(
-            layout=self._choice.layout,
-            programs=self._made,
+            layout=self._machine.layout,
+            programs=self._machine.programs,
             runs=self.runs,
             data=self._data,
-            arrays=self._arrays,
+            arrays=self._machine.arrays,
             factor=np.float32(self._opening.stop_factor),
             ceilings=ceilings,
             names=(self.form.metrics, self.form.evals),
-            lane_leaves=functools.partial(self._lane_leaves, self.runs),
+            lane_leaves=functools.partial(self._machine.lane_leaves, self.runs),
             pace=self._pace,
             lock=self._lock,
             stop=stop,
             spares=[],
             deposits=self._deposits,
             deposit_every=None if self._folder is None else checkpoints.SECONDS_BETWEEN_SAVES / 2,
-            keep=self._keep,
+            keep=functools.partial(self._kept.offer, self.runs),
             say=self._say,
             save_if_due=self._save_if_due,
         )

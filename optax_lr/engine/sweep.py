@@ -15,9 +15,10 @@ from .batches import Data, host_arrays, is_stacked, read_batches, root_bits
 from .checkpoints import digest
 from .engine import Engine
 from .lengths import Epochs, steps_of
+from .opening import Opening
 from .results import SweepResult
 from .runs import Plan, product
-from .session import Opening, Session
+from .session import Session
 from .stops import MOST_STEPS
 from .task import StepFn, Task
 

@@ -15,8 +15,8 @@ import optax
 from .. import checks
 from ..engine.checkpoints import digest
 from ..engine.lengths import Epochs, steps_of
+from ..engine.opening import Opening
 from ..engine.runs import Judgment, Runs
-from ..engine.session import Opening
 from ..schedules.named import length_of
 from ..types import Array, PeakToSchedule, PyTree, ScalarLike
 from . import ceilings, tables

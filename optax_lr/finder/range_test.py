@@ -10,8 +10,9 @@ import optax
 from .. import checks
 from ..engine.checkpoints import digest
 from ..engine.lengths import Epochs, steps_of
+from ..engine.opening import Opening
 from ..engine.runs import Plan, Runs
-from ..engine.session import Opening, Session
+from ..engine.session import Session
 from ..schedules import curves
 from ..schedules.phases import anneal_schedule, geometric_schedule
 from ..types import Array, Float, PyTree

@@ -8,7 +8,7 @@ import optax
 
 from .. import checks
 from ..engine.lengths import Epochs, steps_of
-from ..engine.session import Opening
+from ..engine.opening import Opening
 from ..types import Array, PyTree, ScalarLike
 from . import ceilings, tables
 from .branches import FIRST, Branches

@@ -11,9 +11,10 @@ from jax.sharding import Mesh
 
 from .. import checks
 from ..engine.engine import Engine
+from ..engine.opening import Opening
 from ..engine.reference import Wanted
 from ..engine.runs import Judgment, Plan, Runs
-from ..engine.session import Opening, Session
+from ..engine.session import Session
 from ..engine.task import Form
 from ..types import PyTree
 from .curve import LRCurve

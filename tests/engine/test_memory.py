@@ -12,7 +12,8 @@ import optax
 import pytest
 
 import optax_lr as olr
-from optax_lr.engine.engine import Engine, Opening
+from optax_lr.engine.engine import Engine
+from optax_lr.engine.opening import Opening
 
 PEAK = """
 import gc, sys, threading, time

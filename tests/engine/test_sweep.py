@@ -11,10 +11,11 @@ from lowerings import count_lowerings
 from references import key_of_seed
 
 import optax_lr as olr
-from optax_lr.engine import engine, jobs, runs, session, workers
+from optax_lr.engine import engine, jobs, machine, runs, workers
 from optax_lr.engine.batches import Data, batch_order, root_bits, root_key
 from optax_lr.engine.choose import Choice, fitted
 from optax_lr.engine.layout import Layout
+from optax_lr.engine.opening import Opening
 from optax_lr.engine.program import Programs
 from optax_lr.engine.programs import ProgramsOf
 from optax_lr.engine.task import Task
@@ -387,9 +388,9 @@ def test_cuts_of_a_grid_change_no_bit(monkeypatch, at_once, streamed):
     """A grid of lanes and seeds, its batches resident or sent in windows."""
     monkeypatch.setattr("optax_lr.engine.choose.GRID_WINDOW", 8)
     if streamed:
-        chosen = session.choose
+        chosen = machine.choose
         monkeypatch.setattr(
-            session, "choose", lambda *args, **options: chosen(*args, **options)._replace(resident=False)
+            machine, "choose", lambda *args, **options: chosen(*args, **options)._replace(resident=False)
         )
     found = []
     for cut in (1, 7, 8, None):
@@ -427,7 +428,7 @@ def test_of_equal_runs_the_first_is_kept(monkeypatch, cores):
     asked = runs.Plan(
         {"rate": np.full(24, 0.1, np.float32)}, np.zeros(24, np.int32), np.full(24, 3, np.int32)
     )
-    opening = session.Opening(
+    opening = Opening(
         lane={"rate": np.float32(0)}, lanes=24, seeds=1, longest=3, keep=lambda table, row: float(-(row >= 5))
     )
     with engine.Engine(progress=False).open(task, sweeps_data, opening) as opened:
@@ -471,7 +472,7 @@ def test_a_row_stops_where_its_average_is_above_its_ceiling():
     )
     steps = np.full(2, 30, np.int32)
     asked = runs.Plan({"losses": scripts}, np.zeros(2, np.int32), steps)
-    opening = session.Opening(
+    opening = Opening(
         lane={"losses": scripts[0]},
         lanes=2,
         seeds=1,
