@@ -88,6 +88,7 @@ class Work(NamedTuple):
       keep: takes a row that has ended, and a function to its moving leaves.
       lock: held while the table, deposits or what is kept change.
       stop: set where all workers are to end.
+      deposits: by the first row of a job, its state as saved; a job that has one goes on from it.
       deposit_every: the seconds after which a job hands its state over for disk; None where none goes there.
       say: called after each call with what it reported.
     """
@@ -129,12 +130,10 @@ class Feed:
         self.of_train = [work.arrays.constants["begin"], work.arrays.constants["step"]]
         self.of_evaluate = [work.arrays.constants["begin"], work.arrays.constants["evaluate"]]
         ceilings = np.where((rows >= 0)[..., None], work.ceilings[rows], np.float32(np.inf))
-        keys = work.arrays.keys(job.seeds)
         self.end = layout.put([ends.reshape(layout.rows)], ROWS)[0]
         self.ceiling = layout.put([ceilings.reshape(*layout.rows, -1)], ROWS)[0]
-        self.key = layout.put([keys if layout.seeds > 1 else keys[0]], SEEDS)[0]
-        seeds = np.array(job.seeds, np.int32)
-        self.seed = layout.put([seeds if layout.seeds > 1 else seeds[0]], SEEDS)[0]
+        self.key = self._of_seeds(work.arrays.keys(job.seeds))
+        self.seed = self._of_seeds(np.array(job.seeds, np.int32))
         self.factor = self.number(work.factor)
         self.orders = work.arrays.orders(job.seeds, int(ends.max()))
         self._ahead: tuple[int, list[Any], np.ndarray] | None = None
@@ -143,6 +142,21 @@ class Feed:
         """A scalar where the programs read it."""
         number = value if isinstance(value, np.float32) else np.int32(value)
         return self._work.layout.put([number], ALL)[0]
+
+    def _of_seeds(self, values: np.ndarray) -> Any:
+        """What each seed has, where the programs read it; a lone seed has no axis."""
+        layout = self._work.layout
+        return layout.put([values if layout.seeds > 1 else values[0]], SEEDS)[0]
+
+    def train(
+        self, moving: list[Any], track: Any, t: int, count: int, end: Any, batches: list[Any], order: Any
+    ) -> tuple[list[Any], Any, Any]:
+        """Make `count` steps from step `t` on; see `Programs.train`."""
+        trained: tuple[list[Any], Any, Any] = self._work.programs.train(
+            moving, track, self.start, self.of_train, self.lane, self.number(t), self.number(count), end,
+            self.factor, batches, order, self.ceiling, self.key, self.seed,
+        )  # fmt: skip
+        return trained
 
     def boundary(self, t: int) -> int:
         """The step at which the call after step `t` ends at the latest: an evaluation, or a window of a stream."""
@@ -163,7 +177,7 @@ class Feed:
             begin = t % layout.window
             local = of_window[:, begin : begin + count]
         order[:, : local.shape[1]] = local
-        return batches, layout.put([order if layout.seeds > 1 else order[0]], SEEDS)[0]
+        return batches, self._of_seeds(order)
 
     def send_ahead(self, t: int) -> None:
         """Send the window that step `t` begins, while the call before it computes."""

@@ -25,7 +25,7 @@ from .progress import Bar
 from .reference import Wanted, completed, plan_of
 from .runs import Plan, Runs
 from .task import Task
-from .workers import asked_to_stop, look_at_starts, run_job, run_jobs, settings_of_threads
+from .workers import asked_to_stop, look_at_starts, run_job, run_jobs
 
 
 class Session:
@@ -56,7 +56,6 @@ class Session:
         )
         self.form, self.words = self._programs.form, self._machine.words
         self.runs = Runs(self.form.metrics, self.form.evals)
-        self._under_way: dict[int, UnderWay] = {}
         self._kept, self._pace, self._deposits = Kept(opening.keep), Pace(), dict[int, UnderWay]()
         self._lock, self._saving = threading.Lock(), threading.Lock()
         self._settings = {} if folder is None else self._all_settings()
@@ -126,8 +125,7 @@ class Session:
                 f"checkpoint={str(path)!r} is of another search: it differs in {', '.join(differs)}."
             )
         self.runs = saved.runs
-        self._under_way = {int(each.rows[0]): each for each in saved.under_way}
-        self._deposits.update(self._under_way)
+        self._deposits.update({int(each.rows[0]): each for each in saved.under_way})
         self._kept.restore(saved.kept, self.form.own.bits())
         self._bar.write(
             f"resumed from {path}: {self.skipped} steps skipped, {self.redone} done again", always=True
@@ -186,13 +184,13 @@ class Session:
 
     def _run_still(self, found: Runs, of_starts: bool) -> None:
         """Run the rows of a table without training; where starts tell all, their evaluations."""
-        layout, programs, stop = self._machine.layout, self._machine.programs, threading.Event()
+        layout, programs = self._machine.layout, self._machine.programs
         # A call of no steps leaves what began as it is; a lone step that nothing freezes does not.
         looks = of_starts and (layout.window > 1 or layout.freeze)
         if not looks:
             layout, programs = self._machine.looks()
         ceilings = np.broadcast_to(np.float32(np.inf), (len(found), self._machine.room))
-        work = self._work(stop, ceilings)._replace(
+        work = self._work(ceilings)._replace(
             layout=layout,
             programs=programs,
             runs=found,
@@ -206,9 +204,9 @@ class Session:
             save_if_due=lambda: None,
         )
         jobs = jobs_of(found, np.arange(len(found)), layout)
-        with asked_to_stop(stop), context(layout.mesh):
-            run_jobs(work, jobs, {}, settings_of_threads(), look_at_starts if looks else run_job)
-        self.stopped = bool(layout.agree(stop.is_set()))
+        with asked_to_stop(work.stop), context(layout.mesh):
+            run_jobs(work, jobs, look_at_starts if looks else run_job)
+        self.stopped = bool(layout.agree(work.stop.is_set()))
 
     def _finish(self, rows: np.ndarray, description: str) -> None:
         ceilings = self._ceilings_of(rows)
@@ -220,26 +218,23 @@ class Session:
             # Here, and not where the error is handled: it holds the arrays of the calls that it ended.
             self._machine.halve()
             self._deposits.clear()
-            self._under_way.clear()
 
     def _attempt(self, rows: np.ndarray, description: str, ceilings: np.ndarray) -> None:
         runs, layout = self.runs, self._machine.layout
         unfinished = set(runs.unfinished().tolist())
         jobs = [job for job in jobs_of(runs, rows, layout) if unfinished & set(job.some.tolist())]
-        made = sum(each.made for each in self._under_way.values())
+        made = sum(each.made for each in self._deposits.values())
         steps = int(runs.columns["steps"][rows].sum())
         over = steps - int(runs.columns["steps"][list(unfinished & set(rows.tolist()))].sum())
         self._bar.expect(description, len(rows), steps, over + made)
-        stop = threading.Event()
-        work = self._work(stop, ceilings)
-        with asked_to_stop(stop):
+        work = self._work(ceilings)
+        with asked_to_stop(work.stop):
             try:
                 with context(layout.mesh):
-                    run_jobs(work, jobs, self._under_way, settings_of_threads(), run_job)
+                    run_jobs(work, jobs, run_job)
             finally:
-                self._under_way = {}
                 self._save()
-        self.stopped = bool(layout.agree(stop.is_set()))
+        self.stopped = bool(layout.agree(work.stop.is_set()))
 
     def _ceilings_of(self, rows: np.ndarray) -> np.ndarray:
         """A ceiling for every step of every row of the table; those of a round know the rounds before."""
@@ -251,7 +246,7 @@ class Session:
         every[rows] = edged(self._opening.ceilings(before, runs.take(rows)), self._machine.room)
         return every
 
-    def _work(self, stop: threading.Event, ceilings: np.ndarray) -> Work:
+    def _work(self, ceilings: np.ndarray) -> Work:
         return Work(
             layout=self._machine.layout,
             programs=self._machine.programs,
@@ -264,7 +259,7 @@ class Session:
             lane_leaves=functools.partial(self._machine.lane_leaves, self.runs),
             pace=self._pace,
             lock=self._lock,
-            stop=stop,
+            stop=threading.Event(),
             spares=[],
             deposits=self._deposits,
             deposit_every=None if self._folder is None else checkpoints.SECONDS_BETWEEN_SAVES / 2,
@@ -279,8 +274,6 @@ class Session:
             self._folder.note_executed(made)
 
     def _save_if_due(self) -> None:
-        due = self._folder is not None and (
-            time.monotonic() - self._folder.saved_at >= checkpoints.SECONDS_BETWEEN_SAVES
-        )
-        if due:
+        folder = self._folder
+        if folder and time.monotonic() - folder.saved_at >= checkpoints.SECONDS_BETWEEN_SAVES:
             self._save(wait=False)

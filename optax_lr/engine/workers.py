@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,22 +19,17 @@ import numpy as np
 
 from .checkpoints import UnderWay, as_saved
 from .jobs import Feed, Job, Work
-from .layout import ROWS, Layout
+from .layout import ROWS
 from .stops import TRACK
 
 
-def run_jobs(
-    work: Work,
-    jobs: Sequence[Job],
-    saved: Mapping[int, UnderWay],
-    settings: Sequence[Any],
-    run: Callable[[Work, Job, UnderWay | None], None],
-) -> None:
+def run_jobs(work: Work, jobs: Sequence[Job], run: Callable[[Work, Job], None]) -> None:
     """Bring every job to its end, or to the end of a call once all are to stop; the first error ends all.
 
-    `settings` are contexts of JAX's configuration that a worker's thread enters; `run` is `run_job`, or another.
+    `run` is `run_job`, or another.
     """
     todo, errors = deque(jobs), []
+    x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
 
     def work_off() -> None:
         while not work.layout.agree(work.stop.is_set()):
@@ -42,13 +37,12 @@ def run_jobs(
                 job = todo.popleft() if todo else None
             if job is None:
                 return
-            run(work, job, saved.get(int(job.some[0])))
+            run(work, job)
 
     def in_thread() -> None:
         try:
-            with contextlib.ExitStack() as stack:
-                for setting in settings:
-                    stack.enter_context(setting())
+            # Floats of 64 bits as in the calling thread, and no alarm where a run rightly diverges.
+            with enable_x64(x64), jax.debug_nans(False), jax.debug_infs(False), jax.transfer_guard("allow"):
                 work_off()
         except BaseException as error:
             errors.append(error)
@@ -65,20 +59,16 @@ def run_jobs(
         raise errors.pop(0)
 
 
-def run_job(work: Work, job: Job, saved: UnderWay | None) -> None:
+def run_job(work: Work, job: Job) -> None:
     """Bring one job from its start, or from where it was saved, to its end; or to the end of a call."""
-    layout, programs = work.layout, work.programs
-    feed = Feed(work, job)
-    t, made, moving, track = _begun(work, job, saved)
+    layout, feed = work.layout, Feed(work, job)
+    t, made, moving, track = _begun(work, job)
     over, stops, deposited = False, False, time.monotonic()
     while not (over or stops):
         count = layout.agree(work.pace.steps(min(layout.window, feed.boundary(t) - t)))
         batches, order = feed.window(t, count)
         begun = time.perf_counter()
-        moving, track, reports = programs.train(
-            moving, track, feed.start, feed.of_train, feed.lane, feed.number(t), feed.number(count), feed.end,
-            feed.factor, batches, order, feed.ceiling, feed.key, feed.seed,
-        )  # fmt: skip
+        moving, track, reports = feed.train(moving, track, t, count, feed.end, batches, order)
         feed.send_ahead(t + count)
         seen, said = layout.get((track, reports))
         seconds = time.perf_counter() - begun
@@ -111,17 +101,12 @@ def run_job(work: Work, job: Job, saved: UnderWay | None) -> None:
             work.spares.append((moving, track))
 
 
-def look_at_starts(work: Work, job: Job, saved: UnderWay | None) -> None:
+def look_at_starts(work: Work, job: Job) -> None:
     """Evaluate what the rows of a job start from: a call of no steps, and an evaluation."""
-    layout, programs = work.layout, work.programs
-    feed = Feed(work, job)
-    _, _, moving, track = _begun(work, job, None)
-    batches, order = feed.window(0, 1)
+    layout, feed = work.layout, Feed(work, job)
+    _, _, moving, track = _begun(work, job)
     nothing = layout.put([np.zeros(layout.rows, np.int32)], ROWS)[0]
-    moving, track, _ = programs.train(
-        moving, track, feed.start, feed.of_train, feed.lane, feed.number(0), feed.number(0), nothing,
-        feed.factor, batches, order, feed.ceiling, feed.key, feed.seed,
-    )  # fmt: skip
+    moving, *_ = feed.train(moving, track, 0, 0, nothing, *feed.window(0, 1))
     evals = _evaluated(work, job, feed, moving)
     for row, place in _cells(job):
         for name, value in zip(work.names[1], evals, strict=True):
@@ -129,35 +114,27 @@ def look_at_starts(work: Work, job: Job, saved: UnderWay | None) -> None:
         work.runs.end(row, 1, -1, 0)
 
 
-def _begun(work: Work, job: Job, saved: UnderWay | None) -> tuple[int, int, list[Any], Any]:
+def _begun(work: Work, job: Job) -> tuple[int, int, list[Any], Any]:
     """The step that a job is at, the steps made, and what its program has moving: at step 0 mere memory."""
-    shapes = work.programs.moving
+    shapes = [*work.programs.moving, jax.ShapeDtypeStruct((*work.layout.rows, TRACK), np.float32)]
+    saved = work.deposits.get(int(job.some[0]))
     if saved is not None and np.array_equal(saved.rows, job.some):
         # Copies: what moves is donated, and the saved leaves stand in the next checkpoint, too.
-        *moving, track = [
-            np.array(as_saved(leaf, like))
-            for leaf, like in zip(saved.leaves, [*shapes, _track(work.layout)], strict=True)
-        ]
-        return saved.t, saved.made, _moved(work, moving), work.layout.put([track], ROWS)[0]
+        leaves = [np.array(as_saved(leaf, like)) for leaf, like in zip(saved.leaves, shapes, strict=True)]
+        return saved.t, saved.made, *_moved(work, leaves)
     with work.lock:
         if work.spares:
             return 0, 0, *work.spares.pop()
-    zeros = [np.zeros(leaf.shape, leaf.dtype) for leaf in shapes]
-    blank = np.zeros((*work.layout.rows, TRACK), np.float32)
-    return 0, 0, _moved(work, zeros), work.layout.put([blank], ROWS)[0]
+    return 0, 0, *_moved(work, [np.zeros(leaf.shape, leaf.dtype) for leaf in shapes])
 
 
-def _track(layout: Layout) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct((*layout.rows, TRACK), np.float32)
-
-
-def _moved(work: Work, leaves: list[np.ndarray]) -> list[Any]:
+def _moved(work: Work, leaves: list[np.ndarray]) -> tuple[list[Any], Any]:
+    """Moving leaves and a track where the programs read them."""
+    *moving, track = leaves
     if work.layout.placed:
-        return [
-            jax.device_put(leaf, like.sharding)
-            for leaf, like in zip(leaves, work.programs.moving, strict=True)
-        ]
-    return work.layout.put(leaves, ROWS)
+        where = [like.sharding for like in work.programs.moving]
+        return jax.device_put(moving, where), work.layout.put([track], ROWS)[0]
+    return work.layout.put(moving, ROWS), work.layout.put([track], ROWS)[0]
 
 
 def _cells(job: Job) -> Iterator[tuple[int, tuple[int, int]]]:
@@ -264,17 +241,6 @@ def enable_x64(wide: bool) -> Any:
     from jax.experimental import enable_x64 as of_old  # type: ignore[attr-defined]
 
     return of_old(wide)
-
-
-def settings_of_threads() -> list[Callable[[], Any]]:
-    """The settings that a worker enters: floats of 64 bits as here, and no alarm where a run rightly diverges."""
-    x64 = bool(jax.config.jax_enable_x64)  # type: ignore[attr-defined]
-    return [
-        lambda: enable_x64(x64),
-        lambda: jax.debug_nans(False),
-        lambda: jax.debug_infs(False),
-        lambda: jax.transfer_guard("allow"),
-    ]
 
 
 @contextlib.contextmanager
