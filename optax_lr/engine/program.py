@@ -18,7 +18,8 @@ from .leaves import Leaves
 from .stops import TRACK
 from .traces import Traced
 
-# What the programs take, in order.
+# The shapes of what the programs take, and which axes each has; `TRAIN` and `EVALUATE` name theirs in order.
+Arguments = Mapping[str, tuple[Any, str]]
 TRAIN = "moving track start of_train lane t count end factor batches order ceiling key seed".split()
 EVALUATE = "moving start of_evaluate lane eval_batch".split()
 
@@ -42,13 +43,10 @@ class Programs(NamedTuple):
     needed: int
 
 
-def compile_programs(
-    builder: Builder, *, longest: int, batches: Leaves, shardings: Sequence[Any] | None, words: int
-) -> Programs:
-    """Compile the programs that train and evaluate; see `arguments`."""
-    layout = builder.layout
-    given = arguments(builder, longest=longest, batches=batches, shardings=shardings, words=words)
-    train, evaluate = _compiled_steps(builder.train, layout, given), _compiled_evaluation(builder, given)
+def compile_programs(builder: Builder, given: Arguments) -> Programs:
+    """Compile the programs that train and evaluate."""
+    train = _compiled_steps(builder.train, builder.layout, given)
+    evaluate = _compiled_evaluation(builder, given)
     # While one program runs, what only the other reads lies on the device, too.
     needed = bytes_needed(train, given["eval_batch"][0])
     if evaluate is not None:
@@ -56,29 +54,20 @@ def compile_programs(
     return Programs(train, evaluate, given["moving"][0], needed)
 
 
-def compile_looks(
-    builder: Builder,
-    evaluate: Any,
-    *,
-    longest: int,
-    batches: Leaves,
-    shardings: Sequence[Any] | None,
-    words: int,
-) -> Programs:
+def compile_looks(builder: Builder, given: Arguments, evaluate: Any) -> Programs:
     """Compile what looks without training, and what evaluates where that is not compiled yet."""
-    given = arguments(builder, longest=longest, batches=batches, shardings=shardings, words=words)
     look = _compiled_steps(builder.look, builder.layout, given)
     if evaluate is None:
         evaluate = _compiled_evaluation(builder, given)
     return Programs(look, evaluate, given["moving"][0], bytes_needed(look, given["eval_batch"][0]))
 
 
-def _compiled_steps(function: Callable, layout: Layout, given: Mapping[str, tuple[Any, str]]) -> Any:
+def _compiled_steps(function: Callable, layout: Layout, given: Arguments) -> Any:
     """A function that makes steps, compiled."""
     return _compiled(function, layout, [given[name] for name in TRAIN], out=(0, 0, 2), donated=(0, 1))
 
 
-def _compiled_evaluation(builder: Builder, given: Mapping[str, tuple[Any, str]]) -> Any:
+def _compiled_evaluation(builder: Builder, given: Arguments) -> Any:
     """What evaluates, compiled; None where nothing does."""
     if not builder.traces.evaluate:
         return None
@@ -87,8 +76,8 @@ def _compiled_evaluation(builder: Builder, given: Mapping[str, tuple[Any, str]])
 
 def arguments(
     builder: Builder, *, longest: int, batches: Leaves, shardings: Sequence[Any] | None, words: int
-) -> dict[str, tuple[Any, str]]:
-    """The shapes of what the programs take, and which axes each has; `TRAIN` and `EVALUATE` name theirs in order.
+) -> Arguments:
+    """What the programs of a layout take.
 
     Args:
       longest: the room for tables and ceilings, a power of two.

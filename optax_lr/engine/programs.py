@@ -1,9 +1,10 @@
 """The form and the programs of a task, made once: traced in a context of the search's own, or the user's mesh's."""
 
+import functools
 import itertools
 import weakref
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from .batches import Data
 from .builder import Builder
 from .layout import ROWS, Layout, context, is_explicit, mesh_in_force, mesh_of_user
 from .leaves import Leaves
-from .program import Programs, compile_looks, compile_programs
+from .program import Arguments, Programs, arguments, compile_looks, compile_programs
 from .task import Form, Task, look_at
 from .traces import Traces
 
@@ -27,68 +28,61 @@ class ProgramsOf:
 
     def __init__(self, task: Task, data: Data, lane: PyTree, room: int):
         self.room, self._task, self._data = room, task, data
-        self._traces: Traces | None = None
-        self._shelf = _shelf(task)
         self._mesh = mesh_of_user(jax.tree.leaves((data.start, data.batches, data.eval_batch)))
         with context(self._mesh):
-            examples = (data.start_of(0), lane, _first(data.batches), data.eval_batch_of(0))
-        self._examples = examples
-        self._key = (_context(), task.static, _alive(task), *map(Leaves.of, examples), data.key_impl, room)
-        if self._key in self._shelf:
-            self._shelf.move_to_end(self._key)
-            self.form, self.constants, self._made = self._shelf[self._key]
+            first = jax.tree.map(lambda leaf: leaf[0], data.batches)
+            self._examples = (data.start_of(0), lane, first, data.eval_batch_of(0))
+        key = (_context(), task.static, _alive(task), *map(Leaves.of, self._examples), data.key_impl, room)
+        shelf = _shelf(task)
+        if key in shelf:
+            shelf.move_to_end(key)
+            self.form, self.constants, self._made = shelf[key]
             return
-        self.form, traces = self._look()
+        self.form, traces = self._looked
         self.constants, self._made = traces.constants(), dict[Any, Programs]()
-        self._shelf[self._key] = self.form, self.constants, self._made
-        while len(self._shelf) > KEPT_SEARCHES:
-            self._shelf.popitem(last=False)
+        shelf[key] = self.form, self.constants, self._made
+        while len(shelf) > KEPT_SEARCHES:
+            shelf.popitem(last=False)
 
     def of(self, layout: Layout, rows: int) -> Programs:
         """The programs of a layout, of which a call reads so many batches."""
-        which = (layout, rows)
-        if which not in self._made:
-            with context(layout.mesh):
-                self._made[which] = compile_programs(self._builder(layout), **self._sizes(layout, rows))
-        return self._made[which]
+        return self._compiled("train", layout, rows, compile_programs)
 
     def looks(self, layout: Layout, rows: int) -> Programs:
         """The programs that report what runs would without training."""
-        which = (layout, rows, "looks")
+        alike = self._made.get(("train", layout, rows))
+        evaluate = alike and alike.evaluate
+        return self._compiled("look", layout, rows, functools.partial(compile_looks, evaluate=evaluate))
+
+    def _compiled(
+        self, name: str, layout: Layout, rows: int, compiled: Callable[[Builder, Arguments], Programs]
+    ) -> Programs:
+        which = (name, layout, rows)
         if which not in self._made:
-            alike = self._made.get((layout, rows))
             with context(layout.mesh):
-                self._made[which] = compile_looks(
-                    self._builder(layout), alike and alike.evaluate, **self._sizes(layout, rows)
+                builder = Builder(self.form, self._looked[1], layout, self._data.key_impl)
+                given = arguments(
+                    builder,
+                    longest=self.room,
+                    batches=Leaves.of(jax.tree.map(lambda leaf: _rows_of(leaf, rows), self._data.batches)),
+                    shardings=self._shardings(layout),
+                    words=self._data.bits.size,
                 )
+                self._made[which] = compiled(builder, given)
         return self._made[which]
-
-    def _builder(self, layout: Layout) -> Builder:
-        if self._traces is None:
-            self._look()
-        assert self._traces is not None
-        return Builder(self.form, self._traces, layout, self._data.key_impl)
-
-    def _sizes(self, layout: Layout, rows: int) -> dict[str, Any]:
-        return {
-            "longest": self.room,
-            "batches": Leaves.of(jax.tree.map(lambda leaf: _rows_of(leaf, rows), self._data.batches)),
-            "shardings": self._shardings(layout),
-            "words": self._data.bits.size,
-        }
 
     def text(self) -> str:
         """The traced functions in words."""
-        if self._traces is None:
-            self._look()
-        assert self._traces is not None
-        return self._traces.text()
+        return self._looked[1].text()
 
-    def _look(self) -> tuple[Form, Traces]:
+    @functools.cached_property
+    def _looked(self) -> tuple[Form, Traces]:
+        """The form and the traces. Programs that were kept have none: what compiles one more traces again."""
+
         def looked(mesh: Mesh | None) -> tuple[Form, Traces]:
             with context(mesh):
-                form, self._traces = look_at(self._task, *self._examples, self._data.key_impl)
-            return form._replace(mesh=mesh or form.mesh), self._traces
+                form, traces = look_at(self._task, *self._examples, self._data.key_impl)
+            return form._replace(mesh=mesh or form.mesh), traces
 
         around = mesh_in_force()
         try:
@@ -178,10 +172,6 @@ def _context() -> tuple[Any, ...]:
     """What of JAX's settings a trace depends on."""
     settings = tuple(str(getattr(jax.config, name, None)) for name in _CONTEXT)
     return (*settings, jax.sharding.get_abstract_mesh(), mesh_in_force())
-
-
-def _first(batches: PyTree) -> PyTree:
-    return jax.tree.map(lambda leaf: leaf[0], batches)
 
 
 def _rows_of(leaf: Any, rows: int) -> Any:
