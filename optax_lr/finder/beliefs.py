@@ -173,7 +173,8 @@ class Belief:
         self.chance = self.edge.chance(at_horizon(grid))
         self.cost = self.values.mean + LOST * self.chance
         self.best = int(np.argmin(self.cost))
-        curves = self.values.draws(DRAWS, np.random.default_rng(0)) + LOST * self.chance
+        rng = np.random.default_rng(0)
+        curves = self.values.draws(DRAWS, rng) + LOST * self.edge.draws(at_horizon(grid), DRAWS, rng)
         self._lowest = grid[curves.argmin(axis=1)]
         self._above = float((curves[:, self.best] - curves.min(axis=1)).mean())
 
