@@ -37,10 +37,10 @@ ROOMS = {
         "checkpoints progress arrays jobs workers reference opening machine kept session engine sweep"
     ),
     "finder": (
-        "files curve suggestion comparison judging smooth rules stable classic regimes suggest verdict histories "
-        "diagnose grids problem optimizer tables views model beliefs ceilings training folds late inputs policies "
-        "finalists budget branches combinations search find sweep ramp_checks range_test refind compared compare "
-        "curvature transfer"
+        "files display losses merging columns curve suggestion comparison judging smooth rules stable "
+        "classic regimes suggest verdict histories diagnose grids problem optimizer tables views model "
+        "beliefs ceilings training folds late inputs policies finalists budget branches combinations search "
+        "find sweep ramp_checks range_test refind compared compare curvature transfer"
     ),
     "plots": "style heat_map histories rates schedules comparisons effective widths traces",
     "nnx": "modules finders optimizers",
@@ -53,7 +53,8 @@ ORDER = [
 
 # A result may import `plots` inside a method, so that it shows its picture.
 INSIDE_FUNCTIONS = {
-    (room, "plots") for room in ("finder.curve", "finder.suggestion", "finder.compared", "layers.width_check")
+    (room, "plots")
+    for room in "finder.display finder.curve finder.suggestion finder.compared layers.width_check".split()
 }
 
 PUBLIC = {

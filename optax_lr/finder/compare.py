@@ -16,8 +16,9 @@ from ..schedules.named import length_of
 from ..schedules.phases import constant_schedule
 from ..types import Array, PeakToSchedule, PyTree
 from .compared import Comparison, metric_at_end
-from .curve import LRCurve, judged_losses
+from .curve import LRCurve
 from .find import lr_find
+from .losses import judged_losses
 from .optimizer import Factory
 from .problem import Problem
 from .search import EveryLaneDivergedError, Options, given

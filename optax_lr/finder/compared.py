@@ -9,7 +9,9 @@ import numpy as np
 from .. import checks
 from ..types import Float
 from .comparison import excess, interval, span_around
-from .curve import LRCurve, aligned, judged_losses, png
+from .curve import LRCurve
+from .display import aligned, png
+from .losses import judged_losses
 from .rules import final_losses, nothing_learned
 from .suggestion import Suggestion
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 
 from .. import checks
-from .curve import LRCurve, as_losses, as_reported
+from .curve import LRCurve
+from .losses import as_losses, as_reported
 
 # Of the fall of the best rate, what nobody would tell apart.
 TOLERANCE = 0.001

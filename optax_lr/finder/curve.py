@@ -1,15 +1,18 @@
 """The curve of a sweep: losses of training runs over learning rates."""
 
 import dataclasses
-import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
 from ..types import Float, Int, Shaped
+from .columns import dataframe_of
+from .display import aligned, png
 from .files import below, read_arrays, write_arrays
+from .losses import as_reported, judged_losses
+from .merging import map_lanes, refuse_to_merge
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -102,7 +105,7 @@ class LRCurve:
         >>> curve.take(curve.lanes["weight_decay"] == 0.1).learning_rates.tolist()
         [0.1, 0.3]
         """
-        return _map_lanes(lambda axis, x: x[lanes] if axis == 0 else x[:, lanes], self)
+        return map_lanes(lambda axis, x: x[lanes] if axis == 0 else x[:, lanes], self)
 
     def merge(self, other: "LRCurve") -> "LRCurve":
         """The lanes of both curves in order of their rate, those of one rate as they came.
@@ -110,9 +113,9 @@ class LRCurve:
         Raises:
           ValueError: the curves differ in seeds, steps, evaluations, metrics or hyperparameters.
         """
-        _refuse_to_merge(self, other)
+        refuse_to_merge(self, other)
         order = np.argsort(np.concatenate([self.learning_rates, other.learning_rates]), kind="stable")
-        return _map_lanes(lambda axis, *both: np.take(np.concatenate(both, axis), order, axis), self, other)
+        return map_lanes(lambda axis, *both: np.take(np.concatenate(both, axis), order, axis), self, other)
 
     def merge_seeds(self, other: "LRCurve") -> "LRCurve":
         """The runs of both curves, those of the other as further seeds of the same lanes.
@@ -125,7 +128,7 @@ class LRCurve:
         >>> one.merge_seeds(one).losses.shape
         (6, 2, 5)
         """
-        _refuse_to_merge(self, other, but_for="seeds")
+        refuse_to_merge(self, other, but_for="seeds")
         for name, values in self.lanes.items():
             if not np.array_equal(values, other.lanes[name]):
                 raise ValueError(
@@ -133,7 +136,7 @@ class LRCurve:
                     f"{other.lanes[name].tolist()}."
                 )
         known = self.reference is not None and other.reference is not None
-        merged = _map_lanes(lambda axis, *both: np.concatenate(both) if axis else both[0], self, other)
+        merged = map_lanes(lambda axis, *both: np.concatenate(both) if axis else both[0], self, other)
         both = np.concatenate([self.reference, other.reference]) if known else None
         return dataclasses.replace(merged, reference=both)
 
@@ -147,11 +150,7 @@ class LRCurve:
         Raises:
           ImportError: pandas is not installed.
         """
-        try:
-            pandas = importlib.import_module("pandas")
-        except ImportError as error:
-            raise ImportError("to_dataframe needs pandas: pip install pandas.") from error
-        return pandas.DataFrame(_columns(self))
+        return dataframe_of(self)
 
     def save(self, path: str | Path) -> None:
         """Write the curve to one `.npz` file; an older file stays whole where writing fails.
@@ -216,73 +215,6 @@ _WORDS = ("placement", "metric", "mode", "folds")
 _FIELDS = ("learning_rates", "losses", "eval_losses", "eval_steps", "diverged_at", "reference", *_WORDS)
 _OPTIONAL = ("eval_losses", "reference", "metric", "mode", "folds")
 _NAMED = ("metrics", "eval_metrics", "hyperparameters")
-# Which axis of a curve's arrays counts its lanes.
-_LANE_AXES = {
-    **dict.fromkeys(("learning_rates", "hyperparameters"), 0),
-    **dict.fromkeys(("losses", "eval_losses", "diverged_at", "metrics", "eval_metrics"), 1),
-}
-
-
-def as_losses(curve: LRCurve) -> LRCurve:
-    """The curve with what judges in place of its losses: a metric, negative where it is better when high.
-
-    Rules, comparisons and verdicts look at this curve alone. A metric of validation that no training step reports
-    leaves the training loss, which then judges nothing.
-    """
-    if (curve.metric, curve.mode) == ("loss", "min"):
-        return curve
-    train = {"loss": curve.losses, **curve.metrics}.get(curve.metric)
-    evals = (
-        None if curve.eval_losses is None else {"loss": curve.eval_losses, **curve.eval_metrics}[curve.metric]
-    )
-    return dataclasses.replace(
-        curve,
-        losses=curve.losses if train is None else as_reported(curve, train),
-        eval_losses=None if evals is None else as_reported(curve, evals),
-        reference=None if curve.reference is None else as_reported(curve, curve.reference),
-        metric="loss",
-        mode="min",
-    )
-
-
-def as_reported(curve: LRCurve, judged: np.ndarray) -> np.ndarray:
-    """What judges, as it was reported, from what is better when low; and the other way around."""
-    return -judged if curve.mode == "max" else judged
-
-
-def points_of(curve: LRCurve) -> list[tuple[int, np.ndarray, slice]]:
-    """After how many steps runs may be compared, the losses there, [seeds, lanes, count], and their places.
-
-    Single validation losses where the curve has them, else the training losses of the last quarter of the steps; or
-    the metric that judges, in their place: see `as_losses`.
-    """
-    judged = as_losses(curve)
-    steps, evals = judged.losses.shape[-1], judged.eval_losses
-    if evals is not None:
-        places = [(int(step), slice(at, at + 1)) for at, step in enumerate(curve.eval_steps)]
-        return [(step, evals[..., at], at) for step, at in places]
-    ends = sorted({-(-steps // 4), -(-steps // 2), steps})
-    quarters = [(end, slice(end - max(1, end // 4), end)) for end in ends]
-    return [(end, judged.losses[..., at], at) for end, at in quarters]
-
-
-def judged_losses(curve: LRCurve) -> list[tuple[int, np.ndarray]]:
-    """After how many steps runs may be compared, and the means of `points_of` there, float64 [seeds, lanes].
-
-    NaN at lanes where any seed diverged, or where the last loss is not finite.
-    """
-    points = [(step, losses.astype(np.float64).mean(axis=-1)) for step, losses, _ in points_of(curve)]
-    usable = curve.stable & np.isfinite(points[-1][1]).all(axis=0)
-    return [(step, np.where(usable, losses, np.nan)) for step, losses in points]
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """The rows of a table as lines, each column as wide as its widest cell."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
 
 
 def _outcome(curve: LRCurve, lane: int, loss: float) -> tuple[str]:
@@ -291,70 +223,6 @@ def _outcome(curve: LRCurve, lane: int, loss: float) -> tuple[str]:
     if curve.losses.shape[-1] > 1 and (stops >= 0).any():
         return (f"diverged at step {stops[stops >= 0].min()}",)
     return ("diverged" if np.isnan(loss) else f"{loss:.4g}",)
-
-
-def _columns(curve: LRCurve) -> dict[str, np.ndarray]:
-    """Every number of a curve by name, in rows of one seed, lane and step."""
-    seeds, lanes, steps = curve.losses.shape
-    evals = {} if curve.eval_losses is None else {"eval_loss": curve.eval_losses}
-    evals |= {f"eval_{name}": values for name, values in curve.eval_metrics.items()}
-    times = np.union1d(np.arange(steps), curve.eval_steps if evals else [])
-    taken = {"loss": curve.losses, **curve.metrics}
-    found = {name: np.full((seeds, lanes, len(times)), np.nan) for name in (*taken, *evals)}
-    for name, values in taken.items():
-        found[name][..., np.searchsorted(times, np.arange(steps))] = values
-    for name, values in evals.items():
-        found[name][..., np.searchsorted(times, curve.eval_steps)] = values
-    seed, lane, step = np.indices((seeds, lanes, len(times)))
-    stopped = curve.diverged_at[..., None]
-    kept = (stopped < 0) | (times[step] <= stopped)
-    named = {"seed": seed, "lane": lane, "step": times[step].astype(int)}
-    named |= {name: np.asarray(values)[lane] for name, values in curve.lanes.items()}
-    return {name: values[kept] for name, values in (named | found).items()}
-
-
-def _map_lanes(function: Callable[..., np.ndarray], *curves: LRCurve) -> LRCurve:
-    """The curve made of `function(axis, *arrays)` of the arrays of all curves; `axis` is that of the lanes."""
-
-    def changed(name: str, axis: int) -> Any:
-        values = [getattr(curve, name) for curve in curves]
-        if isinstance(values[0], Mapping):
-            return {key: function(axis, *(value[key] for value in values)) for key in values[0]}
-        return None if values[0] is None else function(axis, *values)
-
-    return dataclasses.replace(curves[0], **{name: changed(name, axis) for name, axis in _LANE_AXES.items()})
-
-
-def _refuse_to_merge(mine: LRCurve, theirs: LRCurve, but_for: str | None = None) -> None:
-    """Curves must agree in all but their lanes, and but for one thing more where it is named."""
-
-    def agreement(curve: LRCurve) -> dict[str, Any]:
-        seeds, _, steps = curve.losses.shape
-        return {
-            "seeds": seeds,
-            "steps": steps,
-            "evaluations": None if curve.eval_losses is None else curve.eval_steps.tolist(),
-            "metrics": sorted(curve.metrics),
-            "validation metrics": sorted(curve.eval_metrics),
-            "hyperparameters": sorted(curve.lanes),
-            "metric that judges": (curve.metric, curve.mode),
-            "folds": curve.folds,
-        }
-
-    others = agreement(theirs)
-    for name, one in agreement(mine).items():
-        if one != others[name] and name != but_for:
-            raise ValueError(f"Merged curves must have the same {name}, got {one} and {others[name]}.")
-
-
-def png(result: Any) -> bytes | None:
-    """The picture that a notebook shows; none where there is nothing to draw, or nothing to draw with."""
-    try:
-        from .. import plots
-
-        return plots.png(result.plot())
-    except (ImportError, ValueError):
-        return None
 
 
 def arrays_of(curve: LRCurve) -> dict[str, np.ndarray]:

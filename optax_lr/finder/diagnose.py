@@ -7,8 +7,9 @@ import numpy as np
 
 from ..types import Array
 from .comparison import SEARCH_LEVEL, noise_threshold, untrained_loss
-from .curve import LRCurve, as_losses, judged_losses
+from .curve import LRCurve
 from .histories import BLOCKS, History, curvature_noise, jump, of_evals, of_steps, share
+from .losses import as_losses, judged_losses
 from .verdict import Verdict
 
 # Of NumPy or JAX, or lists of numbers.

@@ -19,7 +19,8 @@ from .comparison import (
     pooled_deviation,
     untrained_loss,
 )
-from .curve import LRCurve, as_losses, points_of
+from .curve import LRCurve
+from .losses import as_losses, points_of
 
 # A run is lost that ends above where it began, by more than this share of what the best rate fell, and by more than
 # so many deviations of the noise.

@@ -26,8 +26,9 @@ from .comparison import (
     open_sides,
     span_around,
 )
-from .curve import LRCurve, as_reported, judged_losses
+from .curve import LRCurve
 from .judging import Judged, judged
+from .losses import as_reported, judged_losses
 from .smooth import lowest
 from .suggestion import Suggestion
 

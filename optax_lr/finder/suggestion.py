@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ..types import PyTree
-from .curve import LRCurve, aligned, arrays_of, curve_in, png
+from .curve import LRCurve, arrays_of, curve_in
+from .display import aligned, png
 from .files import below, read_arrays, write_arrays
 
 _SCALARS = ("learning_rate", "low", "high", "reason", "at_edge", "lane_steps")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ..types import Bool, Float, Shaped
-from .curve import aligned
+from .display import aligned
 
 # By kind of verdict: what its measure says, and what to do.
 _VERDICTS = {

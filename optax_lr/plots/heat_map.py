@@ -8,7 +8,8 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.patches import Rectangle
 
 from ..finder import suggest
-from ..finder.curve import LRCurve, as_reported
+from ..finder.curve import LRCurve
+from ..finder.losses import as_reported
 from ..finder.suggestion import Suggestion
 from .style import Axes, accent, brightness, ink, legend, log_ticks, new_axes, paper, plt, short
 

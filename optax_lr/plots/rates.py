@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from ..finder import suggest
-from ..finder.curve import LRCurve, as_reported
+from ..finder.curve import LRCurve
+from ..finder.losses import as_reported
 from ..finder.suggestion import Suggestion
 from .style import Axes, Color, accent, grid, ink, legend, loss_scale, muted, new_axes
 
