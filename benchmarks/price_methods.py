@@ -30,8 +30,11 @@ from ramps import STORED as RAMPS
 from runs import HORIZON, LENGTHS, LOOKS, load
 
 from optax_lr.engine.runs import Plan, Reference, Runs
-from optax_lr.finder import budget, tables
-from optax_lr.finder.policies import AllDivergedError, Bounds, Policy, Quick, quick_lengths
+from optax_lr.finder import tables
+from optax_lr.finder.budget import Budgeted
+from optax_lr.finder.policy import AllDivergedError, Bounds, Policy
+from optax_lr.finder.quick import Quick, quick_lengths
+from optax_lr.finder.spending import Spending
 
 BUDGETS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 # What buys no whole run means nothing to those that make no shorter ones.
@@ -82,9 +85,7 @@ def _at(octaves: np.ndarray, losses: np.ndarray, octave: float) -> float:
 def by_budget(table: Table, price: float, draw: int) -> Answer:
     """`lr_find(budget=)`: its policy on the stored runs."""
     # Nothing trains here, so nobody reads the rates of the steps: those of one cycle would be compiled by length.
-    return _replayed(
-        budget.Budgeted(BOUNDS, budget.Spending(price, HORIZON), lambda steps: tables.constant), table
-    )
+    return _replayed(Budgeted(BOUNDS, Spending(price, HORIZON), lambda steps: tables.constant), table)
 
 
 def quick(num_steps: int, table: Table, price: float, draw: int) -> Answer:

@@ -29,7 +29,7 @@ from optax_lr.engine.runs import Runs
 from optax_lr.engine.session import Session
 from optax_lr.finder import tables
 from optax_lr.finder.inputs import Posed, pose
-from optax_lr.finder.policies import rows_of
+from optax_lr.finder.policy import rows_of
 from optax_lr.finder.problem import problem_of
 from optax_lr.finder.search import example_lane, searched
 

@@ -39,8 +39,9 @@ ROOMS = {
     "finder": (
         "files display losses merging columns curve suggestion comparison judging smooth rules stable "
         "classic regimes suggest verdict histories diagnose grids problem optimizer tables views model "
-        "beliefs ceilings training folds late inputs policies finalists budget branches combinations search "
-        "find sweep ramp_checks range_test refind compared compare curvature transfer"
+        "beliefs ceilings training folds late inputs policy constant quick finalists spending budget "
+        "branches combinations search ways find sweep ramp_checks range_test refind compared compare "
+        "curvature transfer"
     ),
     "plots": "style heat_map histories rates schedules comparisons effective widths traces",
     "nnx": "modules finders optimizers",

@@ -2,10 +2,11 @@
 
 `problem` is a loss as it is written, `optimizer` a factory and the form in which its rate reaches it, `tables` the
 rate of every step; `training` makes a task of them, `inputs` checks and unpacks data, which `folds` parts. `curve`
-and `suggestion` are results. `rules` read a rate off runs, `classic` off a ramp, `policies` and `finalists` say
-which runs come next, `combinations` for more than the rate: pure functions of the table. `search` is the one loop;
-`find`, `sweep`, `range_test`, `refind` and `compare` are its users. `diagnose` reads histories, `transfer` carries
-a rate over to longer runs, larger batches and wider models.
+and `suggestion` are results. `rules` read a rate off runs, `classic` off a ramp. `policy` says what decides which
+runs come next: `constant`, `quick`, `finalists`, `budget` and `branches`, with `combinations` for more than the
+rate; pure functions of the table. `search` is the one loop; `find` (whose `ways` choose the policy), `sweep`,
+`range_test`, `refind` and `compare` are its users. `diagnose` reads histories, `transfer` carries a rate over to
+longer runs, larger batches and wider models.
 """
 
 from . import suggest as suggest

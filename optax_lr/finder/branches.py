@@ -18,7 +18,7 @@ from .beliefs import FINENESS, LOST, UNIT, Belief
 from .budget import FIRST_LANES, LANES, MOST_RUNS, Budgeted, Lane, Rung
 from .curve import LRCurve
 from .judging import judged
-from .policies import WIDEST, AllDivergedError, Asked
+from .policy import WIDEST, AllDivergedError, Asked
 from .suggestion import Round, Suggestion
 from .views import curve_of
 

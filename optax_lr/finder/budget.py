@@ -3,20 +3,19 @@
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
-from .. import checks
 from ..engine.runs import PASSES_PER_STEP, Plan, Runs
-from ..types import ScalarLike
 from . import classic, rules
 from .beliefs import FINENESS, Belief, seen_in
 from .curve import LRCurve
 from .judging import judged
 from .optimizer import TABLE
-from .policies import WIDEST, AllDivergedError, Asked, Bounds, Policy, Tables
+from .policy import WIDEST, AllDivergedError, Asked, Bounds, Policy, Tables
+from .spending import SHORTEST, Spending
 from .suggestion import Round, Suggestion
 from .views import curve_of
 
@@ -27,11 +26,8 @@ FIRST_LANES, LANES, MOST_LANES = 3, 2, 9
 # From this budget on there is a length between the shortest and the longest, and how long it is.
 MIDDLE_BUDGET, MIDDLE = 6.0, 0.4
 
-# A schedule that is squeezed into fewer steps than this does not reach its peak; and how many steps a first lane
-# may cost, its reference among them.
-SHORTEST, SHORTEST_COST = 4, 6
-
-MOST_SEEDS = 8
+# How many steps a first lane may cost, its reference among them.
+SHORTEST_COST = 6
 # Runs that stop at once cost nothing, and might be tried forever.
 MOST_RUNS = 60
 # An octave and a seed.
@@ -52,72 +48,6 @@ def ladder(budget: float, lanes: int) -> list[Rung]:
         return [Rung(scan, 1.0)]
     middle = [Rung(MIDDLE, 0.3)] if budget >= MIDDLE_BUDGET else []
     return [Rung(scan, lanes * scan / budget), *middle, Rung(top, 1.0)]
-
-
-class Spending(NamedTuple):
-    """What a search may cost.
-
-    Attributes:
-      budget: in runs of `horizon` steps.
-      horizon: the steps of the run to come.
-      tolerance: the expected excess at which the search ends.
-      max_rounds: how many rounds there may be, or None.
-    """
-
-    budget: float
-    horizon: int
-    tolerance: float = 0.0
-    max_rounds: int | None = None
-
-    @property
-    def steps(self) -> int:
-        """The training steps that the search may make."""
-        return math.floor(self.budget * self.horizon)
-
-    @property
-    def most_seeds(self) -> int:
-        """On how many seeds one rate may run."""
-        return int(np.clip(math.ceil(self.budget / 2), 2, MOST_SEEDS))
-
-
-def spending(
-    budget: ScalarLike | None,
-    tolerance: ScalarLike | None,
-    max_rounds: int | None,
-    horizon: int | None,
-    combinations: int,
-    left_out: Mapping[str, Any],
-    fewest: int = 2 * SHORTEST,
-) -> Spending | None:
-    """What each of several combinations may cost; None without a budget. It must buy `fewest` steps for each.
-
-    Raises:
-      ValueError: a number is out of range, the budget has no horizon, or what it decides was given, too.
-    """
-    if budget is None:
-        for name, value in (("tolerance", tolerance), ("max_rounds", max_rounds)):
-            if value is not None:
-                raise ValueError(
-                    f"{name} needs a budget: it says when a search by budget ends, got {value!r}."
-                )
-        return None
-    whole = checks.concrete("budget", budget, above=0)
-    for name, given in left_out.items():
-        if given is not None:
-            raise ValueError(f"budget decides {name}: leave it out, got {given!r}.")
-    if horizon is None:
-        raise ValueError("budget needs horizon, the steps of the run to come: it counts such runs.")
-    least = 0.0 if tolerance is None else checks.concrete("tolerance", tolerance, minimum=0)
-    rounds = (
-        None if max_rounds is None else int(checks.steps("max_rounds", max_rounds, whole=True, unit="rounds"))
-    )
-    found = Spending(whole / combinations, horizon, least, rounds)
-    if found.steps < fewest:
-        each, of = (" for each combination", f" for {combinations}") if combinations > 1 else ("", "")
-        raise ValueError(
-            f"budget must buy {fewest} steps of training or more{each}, got {budget!r} runs of {horizon} steps{of}."
-        )
-    return found
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,7 +14,7 @@ from . import rules
 from .comparison import INTERVAL_LEVEL, SEARCH_LEVEL, excess, noise_threshold
 from .curve import LRCurve
 from .judging import judged
-from .policies import AllDivergedError, Asked, Policy
+from .policy import AllDivergedError, Asked, Policy
 from .suggestion import Suggestion
 from .views import curve_of
 

@@ -8,7 +8,8 @@ import numpy as np
 from ..engine.runs import Runs
 from . import rules
 from .curve import LRCurve
-from .policies import Asked, Policy, Quick, Tables, beside_lost, beyond_edge, rows_of, surviving
+from .policy import Asked, Policy, Tables, beside_lost, beyond_edge, rows_of, surviving
+from .quick import Quick
 from .suggestion import Suggestion
 from .views import curve_of
 

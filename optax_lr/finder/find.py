@@ -13,33 +13,19 @@ import numpy as np
 import optax
 
 from .. import checks
-from ..engine.checkpoints import digest
 from ..engine.lengths import Epochs, steps_of
-from ..engine.opening import Opening
-from ..engine.runs import Judgment, Runs
 from ..schedules.named import length_of
 from ..types import Array, PeakToSchedule, PyTree, ScalarLike
 from . import ceilings, tables
-from .budget import Budgeted, Spending, spending
-from .combinations import Combinations
-from .finalists import Scheduled
 from .folds import folds_wanted
 from .grids import combinations_of, first_of
-from .inputs import Posed, pose
-from .policies import Bounds, Constant, Policy, Quick, Tables, quick_lengths
+from .inputs import pose
+from .policy import Bounds
 from .problem import Problem
-from .search import (
-    Options,
-    bounds,
-    example_lane,
-    given,
-    judgment_of,
-    noting_bounds,
-    search,
-    without_training,
-)
+from .search import Options, bounds, example_lane, given, judgment_of, noting_bounds, search
+from .spending import spending
 from .suggestion import Suggestion
-from .views import final_loss
+from .ways import opening_of, policy_of
 
 QUICK_STEPS = 100
 COARSE_STEPS = 50
@@ -212,7 +198,7 @@ def lr_find(
     left_out = {"num_steps": num_steps, "seeds": seeds, "finalists": finalists}
     spend = spending(budget, tolerance, max_rounds, length, len(next(iter(axes.values()), [0])), left_out)
     within = Bounds(low, high)
-    make = functools.partial(_policy, within, axes, spend, steps, length, schedule, runs, rates, longest)
+    make = functools.partial(policy_of, within, axes, spend, steps, length, schedule, runs, rates, longest)
     plan = make(0)
     lane = example_lane({"learning_rate": low, **first_of(axes)}, plan.longest)
     starts = 2 * runs if spend is None else spend.most_seeds
@@ -221,7 +207,7 @@ def lr_find(
         lane=lane, by_name=bool(axes), read=plan.longest, seeds=starts, key=key, folds=parts,
     )  # fmt: skip
     plan = make(posed.first)
-    opening = _opening(plan, lane, low, high, runs if spend is None else 1, factor, posed, judgment)
+    opening = opening_of(plan, lane, low, high, runs if spend is None else 1, factor, posed, judgment)
     return noting_bounds(search(posed, plan, engine, opening), low, high)
 
 
@@ -256,107 +242,3 @@ def _validation(horizon: int | None, eval_batch: PyTree, folds: int | None) -> i
             stacklevel=3,
         )
     return parts
-
-
-def _policy(
-    within: Bounds,
-    axes: Mapping[str, np.ndarray],
-    spend: Spending | None,
-    steps: int,
-    length: int | None,
-    schedule: PeakToSchedule | None,
-    seeds: int,
-    finalists: int,
-    longest: int,
-    first: int,
-) -> Policy:
-    """The policy of a search whose runs begin at step `first` of their schedule."""
-    alone: Policy
-    lengths = tuple(quick_lengths(steps, length or steps))
-    if spend is not None:
-        alone = Budgeted(within, spend, functools.partial(_of_length, schedule, spend.horizon, first))
-    elif length is None:
-        alone = Constant(within, steps, seeds, tables.constant, lengths)
-    elif schedule is None:
-        alone = Quick(within, lengths, length, seeds, tables.one_cycle)
-    else:
-        alone = _scheduled(within, lengths, length, seeds, schedule, finalists, longest, first)
-    return Combinations(alone, axes) if axes else alone
-
-
-def _scheduled(
-    within: Bounds,
-    lengths: tuple[int, ...],
-    horizon: int,
-    seeds: int,
-    schedule: PeakToSchedule,
-    finalists: int,
-    longest: int,
-    first: int,
-) -> Scheduled:
-    """The policy of a search under a schedule, which begins at step `first` of it."""
-    shorter = _shorter(schedule, horizon, first)
-    quick = Quick(within, lengths, horizon, seeds, shorter, refines=False)
-    if horizon <= longest:
-        whole = functools.partial(tables.of_schedule, schedule, first=first)
-        return Scheduled(quick, (horizon,), finalists, {horizon: whole})
-    finals = tuple(sorted({-(-horizon // 10), -(-horizon // 5), -(-horizon // 2)}))
-    return Scheduled(quick, finals, finalists, dict.fromkeys(finals, shorter))
-
-
-def _shorter(schedule: PeakToSchedule, horizon: int, first: int) -> Tables:
-    """The tables of runs that go through a schedule in fewer steps."""
-    # A schedule of the user's begins where its state has counted to: compressed, it would begin at step 0.
-    return tables.one_cycle if first else functools.partial(tables.compressed, schedule, horizon=horizon)
-
-
-def _of_length(schedule: PeakToSchedule | None, horizon: int, first: int, steps: int) -> Tables:
-    """The tables of runs of a length, that of the horizon under the schedule as it is."""
-    if schedule is None:
-        return tables.one_cycle
-    whole = functools.partial(tables.of_schedule, schedule, first=first)
-    return whole if steps == horizon else _shorter(schedule, horizon, first)
-
-
-def _opening(
-    policy: Policy,
-    lane: dict[str, Any],
-    low: float,
-    high: float,
-    seeds: int,
-    stop_factor: float,
-    posed: Posed,
-    judgment: Judgment,
-) -> Opening:
-    """What a search's session must know; the first plan and the tables stand for what they depend on."""
-    asked = policy.ask(Runs())
-    assert asked is not None
-    kept, alone = None, policy.alone if isinstance(policy, Combinations) else policy
-    if isinstance(alone, Scheduled | Budgeted):
-        is_full = alone.is_finalist
-
-        def kept(runs: Runs, row: int) -> float:
-            return final_loss(runs, row) if is_full(int(runs.columns["stage"][row])) else float("inf")
-
-    return Opening(
-        lane=lane,
-        lanes=len(asked.plan.seeds) // seeds,
-        seeds=seeds,
-        longest=policy.longest,
-        ceilings=ceilings.of_search(stop_factor),
-        keep=kept,
-        reference=without_training(posed, policy.longest, policy.evals),
-        judgment=judgment,
-        settings={
-            "search": type(alone).__name__,
-            "learning_rates": [low, high],
-            "seeds": seeds,
-            "longest": policy.longest,
-            **(alone.spend._asdict() if isinstance(alone, Budgeted) else {}),
-            "stop factor": stop_factor,
-            "first rates or schedules": digest(
-                [asked.plan.lanes, asked.plan.tables, list(asked.plan.eval_steps)]
-            ),
-        },
-        description="lr_find",
-    )

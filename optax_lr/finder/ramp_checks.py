@@ -6,7 +6,7 @@ from ..engine.runs import Plan
 from . import tables
 from .classic import cyclical_bounds
 from .curve import LRCurve
-from .policies import rows_of
+from .policy import rows_of
 from .rules import best_lane, next_rate
 
 # The rates that are tried first lie this factor apart; so does the next one, while the best is at an edge.

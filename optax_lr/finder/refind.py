@@ -12,11 +12,12 @@ from ..engine.opening import Opening
 from ..types import Array, PyTree, ScalarLike
 from . import ceilings, tables
 from .branches import FIRST, Branches
-from .budget import Spending, spending
+from .constant import Around
 from .inputs import pose
-from .policies import WIDEST, Around, Bounds, Policy
+from .policy import WIDEST, Bounds, Policy
 from .problem import Problem
 from .search import Options, example_lane, given, judgment_of, search, without_training
+from .spending import Spending, spending
 from .suggestion import Suggestion
 
 REFIND_STEPS = 50

@@ -20,7 +20,7 @@ from ..types import PyTree
 from .curve import LRCurve
 from .inputs import Posed
 from .optimizer import TABLE
-from .policies import AllDivergedError, Policy
+from .policy import AllDivergedError, Policy
 from .problem import Problem, problem_of
 from .rules import nothing_learned
 from .suggestion import Suggestion

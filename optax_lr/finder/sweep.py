@@ -19,15 +19,7 @@ from .grids import first_of, lanes_of
 from .inputs import pose
 from .optimizer import TABLE
 from .problem import Problem
-from .search import (
-    Options,
-    example_lane,
-    given,
-    judgment_of,
-    run_once,
-    with_a_survivor,
-    without_training,
-)
+from .search import Options, example_lane, given, judgment_of, run_once, with_a_survivor, without_training
 from .views import curve_of
 
 USUAL_STEPS = 100

@@ -11,8 +11,8 @@ import optax_lr as olr
 from optax_lr.engine.runs import Reference, Runs
 from optax_lr.finder import tables
 from optax_lr.finder.branches import Branches
-from optax_lr.finder.budget import Spending
-from optax_lr.finder.policies import AllDivergedError, Bounds
+from optax_lr.finder.policy import AllDivergedError, Bounds
+from optax_lr.finder.spending import Spending
 
 HORIZON = 100
 RNG = np.random.default_rng(0)

@@ -18,11 +18,12 @@ from optax_lr.engine.runs import Reference, Runs
 from optax_lr.engine.session import Session
 from optax_lr.finder import tables
 from optax_lr.finder.beliefs import Seen, possible
-from optax_lr.finder.budget import Budgeted, Spending
+from optax_lr.finder.budget import Budgeted
 from optax_lr.finder.combinations import Combinations
 from optax_lr.finder.model import Points
 from optax_lr.finder.optimizer import TABLE
-from optax_lr.finder.policies import Bounds
+from optax_lr.finder.policy import Bounds
+from optax_lr.finder.spending import Spending
 
 HORIZON = 200
 RNG = np.random.default_rng(0)

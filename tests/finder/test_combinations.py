@@ -14,8 +14,10 @@ import optax_lr.nnx
 from optax_lr.engine.runs import Reference, Runs
 from optax_lr.finder import tables
 from optax_lr.finder.combinations import Combinations
+from optax_lr.finder.constant import Constant
 from optax_lr.finder.finalists import Scheduled
-from optax_lr.finder.policies import AllDivergedError, Bounds, Constant, Quick
+from optax_lr.finder.policy import AllDivergedError, Bounds
+from optax_lr.finder.quick import Quick
 
 SEEDS, HORIZON = 3, 64
 BOUNDS = Bounds(1e-4, 1.0)

@@ -8,7 +8,7 @@ from lowerings import count_lowerings
 
 import optax_lr as olr
 from optax_lr.finder import tables
-from optax_lr.finder.policies import quick_lengths
+from optax_lr.finder.quick import quick_lengths
 
 RNG = np.random.default_rng(0)
 INPUTS = RNG.normal(size=(40, 16, 3)).astype(np.float32)

@@ -1,0 +1,80 @@
+"""What a search by budget may cost, as it was given and as it is counted in steps."""
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .. import checks
+from ..types import ScalarLike
+
+# A schedule that is squeezed into fewer steps than this does not reach its peak.
+SHORTEST = 4
+MOST_SEEDS = 8
+
+
+class Spending(NamedTuple):
+    """What a search may cost.
+
+    Attributes:
+      budget: in runs of `horizon` steps.
+      horizon: the steps of the run to come.
+      tolerance: the expected excess at which the search ends.
+      max_rounds: how many rounds there may be, or None.
+    """
+
+    budget: float
+    horizon: int
+    tolerance: float = 0.0
+    max_rounds: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """The training steps that the search may make."""
+        return math.floor(self.budget * self.horizon)
+
+    @property
+    def most_seeds(self) -> int:
+        """On how many seeds one rate may run."""
+        return int(np.clip(math.ceil(self.budget / 2), 2, MOST_SEEDS))
+
+
+def spending(
+    budget: ScalarLike | None,
+    tolerance: ScalarLike | None,
+    max_rounds: int | None,
+    horizon: int | None,
+    combinations: int,
+    left_out: Mapping[str, Any],
+    fewest: int = 2 * SHORTEST,
+) -> Spending | None:
+    """What each of several combinations may cost; None without a budget. It must buy `fewest` steps for each.
+
+    Raises:
+      ValueError: a number is out of range, the budget has no horizon, or what it decides was given, too.
+    """
+    if budget is None:
+        for name, value in (("tolerance", tolerance), ("max_rounds", max_rounds)):
+            if value is not None:
+                raise ValueError(
+                    f"{name} needs a budget: it says when a search by budget ends, got {value!r}."
+                )
+        return None
+    whole = checks.concrete("budget", budget, above=0)
+    for name, given in left_out.items():
+        if given is not None:
+            raise ValueError(f"budget decides {name}: leave it out, got {given!r}.")
+    if horizon is None:
+        raise ValueError("budget needs horizon, the steps of the run to come: it counts such runs.")
+    least = 0.0 if tolerance is None else checks.concrete("tolerance", tolerance, minimum=0)
+    rounds = (
+        None if max_rounds is None else int(checks.steps("max_rounds", max_rounds, whole=True, unit="rounds"))
+    )
+    found = Spending(whole / combinations, horizon, least, rounds)
+    if found.steps < fewest:
+        each, of = (" for each combination", f" for {combinations}") if combinations > 1 else ("", "")
+        raise ValueError(
+            f"budget must buy {fewest} steps of training or more{each}, got {budget!r} runs of {horizon} steps{of}."
+        )
+    return found
