@@ -82,13 +82,16 @@ class Quick(Policy):
     def answer(self, runs: Runs) -> Suggestion:
         stages = [runs.where(stage=stage) for stage in range(len(self.lengths))]
         curves = [curve_of(rows) for rows in stages if len(rows)]
-        surviving(curves[-1])
-        found = rules.for_horizon(curves, self.horizon)
-        if self.lengths[-1] == self.horizon:
-            # Runs of the whole length leave no drift to carry on.
-            alone = rules.lowest_loss(curves[-1])
-            found = dataclasses.replace(alone, shorter=found.shorter, lane_steps=found.lane_steps)
-        return dataclasses.replace(found, rules=classic.classic(curves[0]))
+        longest = surviving(curves[-1])
+        # Runs of the whole length leave no drift to carry on.
+        whole = self.lengths[-1] == self.horizon
+        found = rules.lowest_loss(longest) if whole else rules.for_horizon(curves, self.horizon)
+        return dataclasses.replace(
+            found,
+            shorter=tuple(curves[:-1]),
+            lane_steps=sum(curve.lane_steps for curve in curves),
+            rules=classic.classic(curves[0]),
+        )
 
     def _plan(self, rates: np.ndarray, stage: int, steps: int, seeds: Sequence[int]) -> Plan:
         return rows_of(rates, seeds, steps, self.tables, stage=stage, eval_steps=(steps,))

@@ -161,13 +161,16 @@ def _decay(
     """The share of what is left in which the rate falls to zero.
 
     Raises:
-      ValueError: it is longer than what is left, or there is no budget.
+      ValueError: it is no whole number of at least 0, longer than what is left, or there is no budget.
     """
     if not decay_steps:
         return 0.0
     if spend is None:
         raise ValueError("decay_steps needs a budget: only branches decay.")
-    steps = steps_of("decay_steps", decay_steps, batches)
+    if isinstance(decay_steps, Epochs):
+        steps = steps_of("decay_steps", decay_steps, batches)
+    else:
+        steps = int(checks.steps("decay_steps", decay_steps, minimum=0, whole=True))
     if steps > spend.horizon:
         raise ValueError(f"decay_steps must be at most horizon={spend.horizon}, got {steps}.")
     return steps / spend.horizon

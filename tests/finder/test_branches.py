@@ -169,6 +169,7 @@ def test_a_second_call_compiles_nothing():
         ({"num_rates": 5}, "budget decides num_rates"),
         ({"seeds": 2}, "budget decides seeds"),
         ({"decay_steps": HORIZON + 1}, "decay_steps must be at most horizon=100, got 101"),
+        ({"decay_steps": -1}, r"decay_steps must be a whole number of steps from 0 to 2\^31 - 1, got -1"),
         ({"decay_steps": 5, "budget": None}, "decay_steps needs a budget"),
     ],
 )
