@@ -88,13 +88,13 @@ class Branches(Budgeted):
         return self._asked(chosen, stage) if chosen else None
 
     def answer(self, runs: Runs) -> Suggestion:
-        found = dataclasses.replace(super().answer(runs), rules={})
+        found = super().answer(runs)
         last = found.trace[-1]
-        learned = not rules.nothing_learned(found.curve)
         at_edge = found.at_edge and last.learning_rate != self.now
         reason = self._reason(found.curve, last, len(found.trace))
-        if not learned:
-            reason = f"No rate got the {found.curve.judged_by} {_side(found.curve)} what it is now. {reason}"
+        if rules.nothing_learned(found.curve):
+            side = "above" if found.curve.mode == "max" else "below"
+            reason = f"No rate got the {found.curve.judged_by} {side} what it is now. {reason}"
         if at_edge:
             reason = f"{reason[:-1]}; this is the end of the search: search again from here."
         return dataclasses.replace(
@@ -105,6 +105,7 @@ class Branches(Budgeted):
             reason=reason,
             at_edge=at_edge,
             horizon=self.spend.horizon,
+            rules={},
         )
 
     def _round(self, runs: Runs, belief: Belief, last: int) -> Round:
@@ -120,16 +121,12 @@ class Branches(Budgeted):
         )
 
     def _reason(self, curve: LRCurve, last: Round, rounds: int) -> str:
-        lengths, spend = " and ".join(str(length) for length in self.lengths), self.spend
-        said = (
-            f"as branches of {lengths} steps say in {rounds} round{'s' if rounds > 1 else ''}, "
-            f"for {last.price:.3g} of {spend.budget:.3g} runs of what is left"
-        )
+        said = f"{self._said_by('branches', last, rounds)} of what is left"
         if last.learning_rate == self.now:
             return f"Go on at the present rate: no other can be told to be better, {said}."
         return (
-            f"The {curve.judged_by} after {spend.horizon} more steps is expected to be {curve.best_is} at this "
-            f"rate, {said}."
+            f"The {curve.judged_by} after {self.spend.horizon} more steps is expected to be {curve.best_is} at "
+            f"this rate, {said}."
         )
 
     def _lower(self, runs: Runs) -> Asked:
@@ -159,7 +156,3 @@ def gain(belief: Belief, octave: float) -> tuple[float, float]:
     variance = spread[:, at, at] + spread[:, best, best] - 2 * spread[:, at, best]
     mean = float(values.weights @ above)
     return mean, float(np.sqrt(max(0.0, values.weights @ (variance + above**2) - mean**2)))
-
-
-def _side(curve: LRCurve) -> str:
-    return "above" if curve.mode == "max" else "below"

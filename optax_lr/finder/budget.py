@@ -17,7 +17,7 @@ from .optimizer import TABLE
 from .policy import WIDEST, AllDivergedError, Asked, Bounds, Policy, Tables
 from .spending import SHORTEST, Spending
 from .suggestion import Round, Suggestion
-from .views import curve_of
+from .views import curve_of, ends_of
 
 # Octaves between the rates of the first round.
 SCAN = 2.4
@@ -162,18 +162,16 @@ class Budgeted(Policy):
         curves = [
             curve_of(rows) for stage in range(len(self.lengths)) if len(rows := runs.where(stage=stage))
         ]
-        learned = [
-            curve for curve in curves if judged(curve)[-1].survives and not rules.nothing_learned(curve)
-        ]
+        able = [curve for curve in curves if judged(curve)[-1].survives]
+        if not able:
+            raise AllDivergedError(curves[-1])
+        learned = [curve for curve in able if not rules.nothing_learned(curve)]
         common: dict[str, Any] = {
             "lane_steps": runs.price,
             "rules": classic.classic(curves[0]),
             "trace": tuple(rounds),
         }
         if not learned:
-            able = [curve for curve in curves if judged(curve)[-1].survives]
-            if not able:
-                raise AllDivergedError(curves[-1])
             return dataclasses.replace(rules.lowest_loss(able[-1]), **common)
         longest, last = learned[-1], rounds[-1]
         shorter = tuple(curve for curve in curves if curve is not longest)
@@ -206,13 +204,19 @@ class Budgeted(Policy):
         )
 
     def _reason(self, curve: LRCurve, last: Round, rounds: int) -> str:
-        lengths, spend = " and ".join(str(length) for length in self.lengths), self.spend
         side, fall = ("below", "rise") if curve.mode == "max" else ("above", "fall")
         return (
-            f"The {curve.judged_by} after {spend.horizon} steps is expected to be {curve.best_is} at this rate, "
-            f"and {side} that of the best rate by {last.expected_excess:.2%} of its {fall}, as runs of {lengths} "
-            f"steps say in {rounds} round{'s' if rounds > 1 else ''}, for {last.price:.3g} of {spend.budget:.3g} "
-            "runs of the horizon."
+            f"The {curve.judged_by} after {self.spend.horizon} steps is expected to be {curve.best_is} at this "
+            f"rate, and {side} that of the best rate by {last.expected_excess:.2%} of its {fall}, "
+            f"{self._said_by('runs', last, rounds)} of the horizon."
+        )
+
+    def _said_by(self, runs: str, last: Round, rounds: int) -> str:
+        """Which runs say so, and what they cost."""
+        lengths = " and ".join(str(length) for length in self.lengths)
+        return (
+            f"as {runs} of {lengths} steps say in {rounds} round{'s' if rounds > 1 else ''}, "
+            f"for {last.price:.3g} of {self.spend.budget:.3g} runs"
         )
 
     def _left(self, runs: Runs, stage: int, left: int) -> int:
@@ -253,5 +257,4 @@ class Budgeted(Policy):
 
 def _learned(runs: Runs) -> bool:
     """Whether any rate learned, in runs of any length."""
-    ends = [judged(curve_of(runs.where(steps=steps)))[-1] for steps in np.unique(runs.columns["steps"])]
-    return any(end.survives and end.learned for end in ends)
+    return any(end.survives and end.learned for end in ends_of(runs))

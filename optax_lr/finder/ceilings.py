@@ -11,8 +11,8 @@ import numpy as np
 from .. import checks
 from ..engine.runs import Runs
 from ..types import Float, ScalarLike
-from .judging import Judged, averaged, judged
-from .views import curve_of
+from .judging import averaged
+from .views import ends_of
 
 Ceilings = Callable[[Runs, Runs], Float[np.ndarray, "rows steps"]]
 
@@ -34,8 +34,7 @@ def of_search(stop_factor: float) -> Ceilings:
     def ceilings(before: Runs, rows: Runs) -> np.ndarray:
         if stop_factor == np.inf:
             return _above_reference(rows, lambda losses: np.full(len(losses), np.inf))
-        ends = [_end(before, int(steps)) for steps in np.unique(before.columns["steps"])]
-        fall = max((end.fall for end in ends if end.survives and end.learned), default=0.0)
+        fall = max((end.fall for end in ends_of(before) if end.survives and end.learned), default=0.0)
         return _above_reference(rows, lambda losses: np.full(len(losses), stop_factor * fall or np.inf))
 
     return ceilings
@@ -48,10 +47,6 @@ def of_sweep(stop_factor: float) -> Ceilings:
         return np.maximum(np.abs(losses.mean(axis=1)), losses.std(axis=1)) + np.finfo(np.float32).tiny
 
     return lambda before, rows: _above_reference(rows, lambda losses: stop_factor * size(losses))
-
-
-def _end(before: Runs, steps: int) -> Judged:
-    return judged(curve_of(before.where(steps=steps)))[-1]
 
 
 def _above_reference(rows: Runs, above: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:

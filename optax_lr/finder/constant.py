@@ -16,14 +16,10 @@ from .views import curve_of
 FINE_LANES = 10
 
 
-@dataclasses.dataclass(frozen=True)
-class Constant(Policy):
-    """Constant rates: coarse ones over the bounds, beyond them while the best is at an edge, then fine ones."""
+class OneLength(Policy):
+    """A policy all of whose runs have as many steps, and are evaluated after the same ones."""
 
-    bounds: Bounds
     steps: int
-    seeds: int
-    tables: Tables
     eval_steps: tuple[int, ...]
 
     @property
@@ -35,6 +31,17 @@ class Constant(Policy):
     def evals(self) -> tuple[int, ...]:
         """After how many steps each run is evaluated."""
         return self.eval_steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Constant(OneLength):
+    """Constant rates: coarse ones over the bounds, beyond them while the best is at an edge, then fine ones."""
+
+    bounds: Bounds
+    steps: int
+    seeds: int
+    tables: Tables
+    eval_steps: tuple[int, ...]
 
     def ask(self, runs: Runs) -> Asked | None:
         if not len(runs):
@@ -65,7 +72,7 @@ class Constant(Policy):
 
 
 @dataclasses.dataclass(frozen=True)
-class Around(Policy):
+class Around(OneLength):
     """Constant rates around the present one, and wider while the best is at an edge; see `lr_refind`."""
 
     now: float
@@ -77,16 +84,6 @@ class Around(Policy):
     eval_steps: tuple[int, ...]
     horizon: int | None
     smaller: ClassVar[str] = "learning_rate"
-
-    @property
-    def longest(self) -> int:
-        """The steps of every run."""
-        return self.steps
-
-    @property
-    def evals(self) -> tuple[int, ...]:
-        """After how many steps each run is evaluated."""
-        return self.eval_steps
 
     def ask(self, runs: Runs) -> Asked | None:
         rates, words = (

@@ -7,7 +7,6 @@ import numpy as np
 
 from ..engine.runs import Runs
 from . import rules
-from .curve import LRCurve
 from .policy import Asked, Policy, Tables, beside_lost, beyond_edge, rows_of, surviving
 from .quick import Quick
 from .suggestion import Suggestion
@@ -72,7 +71,7 @@ class Scheduled(Policy):
         here = self._finalists(runs, at)
         if not len(here):
             known = [
-                *self._quick_curves(runs),
+                *(curve_of(runs.where(stage=earlier)) for earlier in range(len(self.quick.lengths))),
                 *(curve_of(self._finalists(runs, before)) for before in range(at)),
             ]
             center = rules.for_horizon(
@@ -122,9 +121,6 @@ class Scheduled(Policy):
             finalists=curve,
             lane_steps=runs.price,
         )
-
-    def _quick_curves(self, runs: Runs) -> list[LRCurve]:
-        return [curve_of(runs.where(stage=stage)) for stage in range(len(self.quick.lengths))]
 
     def _finalists(self, runs: Runs, at: int) -> Runs:
         stage = len(self.quick.lengths) + at

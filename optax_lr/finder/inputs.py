@@ -216,5 +216,5 @@ def _flat(tree: PyTree) -> tuple[Any, tuple]:
 
 
 def _static(tree: PyTree) -> PyTree:
-    """What `_arrays` leaves out."""
+    """What `training.arrays` leaves out."""
     return jax.tree.map(lambda leaf: None if is_number(leaf) else leaf, tree)

@@ -11,13 +11,13 @@ from typing import ClassVar, NamedTuple
 
 import numpy as np
 
-from ..engine.runs import Plan, Runs, product
+from ..engine.runs import Plan, Runs
 from . import rules
 from .comparison import excess, open_sides
 from .curve import LRCurve
 from .judging import judged
-from .optimizer import TABLE
 from .suggestion import Suggestion
+from .tables import on_seeds
 
 COARSE_LANES_PER_DECADE = 2
 # How far beyond the given bounds a search goes on while the best rate lies at its edge.
@@ -99,11 +99,8 @@ def rows_of(
     eval_steps: Sequence[int],
 ) -> Plan:
     """A plan of every rate on every seed."""
-    lanes, of_seeds = product({"learning_rate": np.asarray(rates, np.float64)}, seeds)
-    table = np.concatenate([tables(np.asarray(rates, np.float64), steps)] * len(seeds))
-    return Plan(
-        lanes, of_seeds, np.full(len(of_seeds), steps, np.int32), tuple(eval_steps), {TABLE: table}, stage
-    )
+    each = np.asarray(rates, np.float64)
+    return on_seeds({"learning_rate": each}, tables(each, steps), seeds, eval_steps=eval_steps, stage=stage)
 
 
 def surviving(curve: LRCurve) -> LRCurve:

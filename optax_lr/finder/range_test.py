@@ -12,17 +12,16 @@ from ..engine.checkpoints import digest
 from ..engine.lengths import Epochs, steps_of
 from ..engine.opening import Opening
 from ..engine.runs import Plan, Runs
-from ..engine.session import Session
+from ..engine.session import Opening
 from ..schedules import curves
 from ..schedules.phases import anneal_schedule, geometric_schedule
 from ..types import Array, Float, PyTree
 from . import tables
 from .curve import LRCurve
 from .inputs import pose
-from .optimizer import TABLE
 from .problem import Problem
 from .ramp_checks import plan_of_checks
-from .search import Options, bounds, example_lane, given, searched, with_a_survivor
+from .search import Options, bounds, example_lane, given, run_all, with_a_survivor
 from .views import curve_of
 
 
@@ -126,8 +125,11 @@ def lr_range_test(
         settings={"rates": digest(rates), "seeds": runs, "check_runs": most},
         description="range test",
     )
-    test = _Test(_ramp_plan(rates, runs), rates.astype(np.float64), decay, factor, most)
-    ended = searched(posed, engine, opening, test.drive)
+    first = {"learning_rate": rates[:1].astype(np.float64)}
+    # Evaluated after every step, where there is what to evaluate with.
+    plan = tables.on_seeds(first, rates[None], range(runs), eval_steps=range(1, points + 1))
+    test = _Test(plan, rates.astype(np.float64), decay, factor, most)
+    ended = run_all(posed, engine, opening, test.next_plan)
     return with_a_survivor(test.curve(ended.runs, ended.placement), posed)
 
 
@@ -140,17 +142,6 @@ class _Test:
     smoothing: float
     stop_factor: float
     check_runs: int
-
-    def drive(self, session: Session) -> None:
-        """Run all of it.
-
-        Raises:
-          KeyboardInterrupt: Ctrl-C before it ended.
-        """
-        while not session.stopped and (asked := self.next_plan(session.runs)) is not None:
-            session.run(asked, "range test")
-        if session.stopped:
-            raise KeyboardInterrupt
 
     def next_plan(self, runs: Runs) -> Plan | None:
         """The ramp, then what is still to be checked; None where all is done."""
@@ -173,17 +164,6 @@ def _ramp(low: float, high: float, points: int, shape: str) -> Float[np.ndarray,
         else anneal_schedule(low, high, points - 1, curve=curves.linear)
     )
     return tables.tabulated(whole, np.arange(points))
-
-
-def _ramp_plan(rates: np.ndarray, seeds: int) -> Plan:
-    """One run of the ramp on every seed, evaluated after every step where there is what to evaluate with."""
-    return Plan(
-        {"learning_rate": np.full(seeds, float(rates[0]))},
-        np.arange(seeds, dtype=np.int32),
-        np.full(seeds, len(rates), np.int32),
-        tuple(range(1, len(rates) + 1)),
-        {TABLE: np.tile(rates, (seeds, 1))},
-    )
 
 
 def _ramp_curve(rates: np.ndarray, runs: Runs, placement: str, decay: float, stop_factor: float) -> LRCurve:

@@ -1,5 +1,6 @@
 """The one loop of every search, and what is said where no run survives."""
 
+import contextlib
 import dataclasses
 import os
 import warnings
@@ -24,7 +25,7 @@ from .policy import AllDivergedError, Policy
 from .problem import Problem, problem_of
 from .rules import nothing_learned
 from .suggestion import Suggestion
-from .training import TakesNumbersOnlyError
+from .training import TakesNumbersOnlyError, Trainer
 
 
 class Options(TypedDict, total=False):
@@ -46,14 +47,9 @@ _OF_PROBLEM = ("with_key", "has_aux", "eval_fn")
 _OF_ENGINE = ("lanes_at_once", "mesh", "checkpoint", "progress", "on_round")
 
 
-class Given(NamedTuple):
-    """The options of a finder, as values."""
-
-    problem: Problem
-    engine: Engine
-
-
-def given(loss_fn: Callable[..., Any] | Problem, with_state: bool, options: Mapping[str, Any]) -> Given:
+def given(
+    loss_fn: Callable[..., Any] | Problem, with_state: bool, options: Mapping[str, Any]
+) -> tuple[Problem, Engine]:
     """The problem and the engine that a finder was given.
 
     Raises:
@@ -70,7 +66,7 @@ def given(loss_fn: Callable[..., Any] | Problem, with_state: bool, options: Mapp
     engine = options.get("engine")
     if engine is not None and of_engine:
         raise ValueError(f"engine holds where a search runs: leave out {', '.join(sorted(of_engine))}.")
-    return Given(problem_of(loss_fn, with_state, of_problem), engine or Engine(**of_engine))
+    return problem_of(loss_fn, with_state, of_problem), engine or Engine(**of_engine)
 
 
 def judgment_of(metric: str, mode: Literal["min", "max"], folds: int | None = None) -> Judgment:
@@ -117,18 +113,15 @@ def searched(posed: Posed, engine: Engine, opening: Opening, drive: Callable[[Se
     """
     *schedules, numbers = posed.trainers
     for trainer in schedules:
-        try:
-            return _driven(
-                trainer.task(evaluates=posed.data.eval_batch is not None), posed, engine, opening, drive
-            )
-        except TakesNumbersOnlyError:
-            continue
-    return _driven(numbers.task(evaluates=posed.data.eval_batch is not None), posed, engine, opening, drive)
+        with contextlib.suppress(TakesNumbersOnlyError):
+            return _driven(trainer, posed, engine, opening, drive)
+    return _driven(numbers, posed, engine, opening, drive)
 
 
 def _driven(
-    task: Any, posed: Posed, engine: Engine, opening: Opening, drive: Callable[[Session], None]
+    trainer: Trainer, posed: Posed, engine: Engine, opening: Opening, drive: Callable[[Session], None]
 ) -> Ended:
+    task = trainer.task(evaluates=posed.data.eval_batch is not None)
     with engine.open(task, posed.data, opening) as session:
         _refuse_unknown(opening.judgment.metric, session.form)
         session.finish(opening.description)
@@ -174,15 +167,17 @@ def search(posed: Posed, policy: Policy, engine: Engine, opening: Opening) -> Su
     )
 
 
-def run_once(posed: Posed, engine: Engine, opening: Opening, plan: Plan) -> Ended:
-    """Run one plan.
+def run_all(
+    posed: Posed, engine: Engine, opening: Opening, next_plan: Callable[[Runs], Plan | None]
+) -> Ended:
+    """Run one plan after the other, until there is none; what has ended by then decides the next.
 
     Raises:
-      KeyboardInterrupt: Ctrl-C before it ended.
+      KeyboardInterrupt: Ctrl-C before all of them ended.
     """
 
     def drive(session: Session) -> None:
-        if not len(session.runs):
+        while not session.stopped and (plan := next_plan(session.runs)) is not None:
             session.run(plan, opening.description)
         if session.stopped:
             raise KeyboardInterrupt

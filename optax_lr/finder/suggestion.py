@@ -86,12 +86,14 @@ class Suggestion:
 
         An older file stays whole where writing fails.
         """
-        arrays = {f"curve/{name}": array for name, array in arrays_of(self.curve).items()}
-        curves = {"finalists": self.finalists, "combinations": self.combinations}
+        curves = {"curve": self.curve, "finalists": self.finalists, "combinations": self.combinations}
         curves |= {f"shorter{at}": curve for at, curve in enumerate(self.shorter)}
-        for part, curve in curves.items():
-            if curve is not None:
-                arrays |= {f"{part}/{name}": array for name, array in arrays_of(curve).items()}
+        arrays = {
+            f"{part}/{name}": array
+            for part, curve in curves.items()
+            if curve is not None
+            for name, array in arrays_of(curve).items()
+        }
         scalars = {name: np.array(getattr(self, name)) for name in _SCALARS}
         if self.horizon is not None:
             scalars["horizon"] = np.array(self.horizon)

@@ -10,8 +10,7 @@ from .. import checks
 from ..engine.batches import is_stacked
 from ..engine.checkpoints import digest
 from ..engine.lengths import Epochs, steps_of
-from ..engine.opening import Opening
-from ..engine.runs import Plan, product
+from ..engine.session import Opening
 from ..types import Array, PeakToSchedule, PyTree, ScalarLike
 from . import ceilings, tables
 from .curve import LRCurve
@@ -19,7 +18,7 @@ from .grids import first_of, lanes_of
 from .inputs import pose
 from .optimizer import TABLE
 from .problem import Problem
-from .search import Options, example_lane, given, judgment_of, run_once, with_a_survivor, without_training
+from .search import Options, example_lane, given, judgment_of, run_all, with_a_survivor, without_training
 from .views import curve_of
 
 USUAL_STEPS = 100
@@ -115,7 +114,8 @@ def lr_sweep(
         settings={**settings, "stop factor": factor},
         description="lr_sweep",
     )
-    ended = run_once(posed, engine, opening, _plan(wanted, table, range(runs), evals))
+    plan = tables.on_seeds(wanted, table, range(runs), eval_steps=evals)
+    ended = run_all(posed, engine, opening, lambda made: None if len(made) else plan)
     return with_a_survivor(curve_of(ended.runs, ended.placement), posed)
 
 
@@ -123,17 +123,6 @@ def _evals(every: int | None, steps: int) -> list[int]:
     """After how many steps runs are evaluated; always at their end."""
     count = steps if every is None else checks.size("eval_every", every)
     return sorted({*range(count, steps, count), steps})
-
-
-def _plan(
-    lanes: Mapping[str, np.ndarray], table: tables.Table, seeds: Sequence[int], evals: Sequence[int]
-) -> Plan:
-    """Every lane on every seed, with its rate of every step."""
-    rows, of_seeds = product({**lanes, TABLE: table}, seeds)
-    by_step = rows.pop(TABLE)
-    return Plan(
-        rows, of_seeds, np.full(len(of_seeds), table.shape[1], np.int32), tuple(evals), {TABLE: by_step}
-    )
 
 
 def _length(batches: PyTree | Iterable[PyTree], num_steps: int | Epochs | None) -> int:

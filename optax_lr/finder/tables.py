@@ -7,6 +7,7 @@ with an `if` in it.
 import functools
 import math
 import warnings
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,11 +15,28 @@ import jax.numpy as jnp
 import numpy as np
 
 from ..engine.batches import power_of_two
+from ..engine.runs import Plan, product
 from ..schedules.one_cycle import one_cycle_schedule
 from ..types import Float, Int, PeakToSchedule, Schedule
+from .optimizer import TABLE
 
 Rates = Float[np.ndarray, "rows"]
 Table = Float[np.ndarray, "rows steps"]
+
+
+def on_seeds(
+    lanes: Mapping[str, np.ndarray],
+    table: Table,
+    seeds: Sequence[int],
+    *,
+    eval_steps: Sequence[int],
+    stage: int = 0,
+) -> Plan:
+    """A plan of every lane on every seed, with its rate of every step."""
+    rows, of_seeds = product({**lanes, TABLE: table}, seeds)
+    by_step = rows.pop(TABLE)
+    steps = np.full(len(of_seeds), table.shape[1], np.int32)
+    return Plan(rows, of_seeds, steps, tuple(eval_steps), {TABLE: by_step}, stage)
 
 
 def constant(rates: Rates, steps: int) -> Table:
@@ -40,14 +58,11 @@ def one_cycle(rates: Rates, steps: int) -> Table:
 @functools.lru_cache(maxsize=64)
 @jax.transfer_guard("allow")
 def _one_cycle(steps: int) -> np.ndarray:
-    # A traced number of steps is raised to the least that a cycle has.
-    values = jax.vmap(lambda step, count: one_cycle_schedule(1.0, count)(step))(*_padded_times(steps))
-    return np.asarray(values, np.float64)[:steps]
-
-
-def _padded_times(steps: int) -> tuple[np.ndarray, np.ndarray]:
     room = power_of_two(steps)
-    return np.arange(room, dtype=np.int32), np.full(room, steps, np.int32)
+    times, counts = np.arange(room, dtype=np.int32), np.full(room, steps, np.int32)
+    # A traced number of steps is raised to the least that a cycle has.
+    values = jax.vmap(lambda step, count: one_cycle_schedule(1.0, count)(step))(times, counts)
+    return np.asarray(values, np.float64)[:steps]
 
 
 def of_peaks(schedule: PeakToSchedule | None, rates: Rates, steps: int, first: int) -> Table:

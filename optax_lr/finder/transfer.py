@@ -209,16 +209,12 @@ def _of_batch(found: Suggestion, base: float, size: float, critical: float | Non
             source = f"square root, the middle of none and {source}; no critical batch size is told"
         powers = _UNTOLD[like]
     factor, low, high, line = _factor(ratio, *powers, what, source)
-    most_stable = max(1.0, _lowest_diverged(found) / 2 / found.learning_rate)
+    curve = found.deciding
+    lowest_diverged = min(curve.learning_rates[~curve.stable], default=math.inf)
+    most_stable = max(1.0, lowest_diverged / 2 / found.learning_rate)
     if factor <= most_stable:
         return factor, low, high, line
     return _with_line(most_stable, min(low, 1.0), high, what, "half of the lowest rate that diverged")
-
-
-def _lowest_diverged(found: Suggestion) -> float:
-    """The lowest rate at which a full run diverged; infinity if none has."""
-    curve = found.deciding
-    return min(curve.learning_rates[~curve.stable], default=math.inf)
 
 
 def _of_width(base: float, width: float) -> _Factor:

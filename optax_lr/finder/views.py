@@ -7,7 +7,7 @@ import numpy as np
 
 from ..engine.runs import Runs
 from .curve import LRCurve
-from .judging import with_lost_runs
+from .judging import Judged, judged, with_lost_runs
 from .optimizer import TABLE
 
 
@@ -49,6 +49,11 @@ def curve_of(runs: Runs, placement: str = "") -> LRCurve:
         folds=runs.judgment.folds,
     )
     return with_lost_runs(_with_further_losses(curve, runs, rows, list(place.values())))
+
+
+def ends_of(runs: Runs) -> list[Judged]:
+    """The runs of each length at their end."""
+    return [judged(curve_of(runs.where(steps=steps)))[-1] for steps in np.unique(runs.columns["steps"])]
 
 
 def _with_further_losses(

@@ -60,13 +60,10 @@ def _scheduled(
     first: int,
 ) -> Scheduled:
     """The policy of a search under a schedule, which begins at step `first` of it."""
-    shorter = _shorter(schedule, horizon, first)
-    quick = Quick(within, lengths, horizon, seeds, shorter, refines=False)
-    if horizon <= longest:
-        whole = functools.partial(tables.of_schedule, schedule, first=first)
-        return Scheduled(quick, (horizon,), finalists, {horizon: whole})
-    finals = tuple(sorted({-(-horizon // 10), -(-horizon // 5), -(-horizon // 2)}))
-    return Scheduled(quick, finals, finalists, dict.fromkeys(finals, shorter))
+    quick = Quick(within, lengths, horizon, seeds, _shorter(schedule, horizon, first), refines=False)
+    finals = {horizon} if horizon <= longest else {-(-horizon // 10), -(-horizon // 5), -(-horizon // 2)}
+    by_length = {steps: _of_length(schedule, horizon, first, steps) for steps in sorted(finals)}
+    return Scheduled(quick, tuple(by_length), finalists, by_length)
 
 
 def _shorter(schedule: PeakToSchedule, horizon: int, first: int) -> Tables:
