@@ -99,14 +99,20 @@ def quick(num_steps: int, table: Table, price: float, draw: int) -> Answer:
 
 def _replayed(policy: Policy, table: Table) -> Answer:
     """What a policy answers on the stored runs."""
+    runs = replay(policy, table)
+    found = policy.answer(runs)
+    return {"rate": found.learning_rate, "low": found.low, "high": found.high, "price": runs.price / HORIZON}
+
+
+def replay(policy: Policy, table: Table) -> Runs:
+    """The runs that a policy asks for, round by round, as they are stored."""
     seeds = len(table.untrained)
     runs = Runs(("loss",), ("loss",))
     reference = table.untrained[:, None].astype(np.float32)
     runs.reference = Reference(np.arange(seeds), {}, {"loss": reference}, (1,), 0)
     while (asked := policy.ask(runs)) is not None:
         _run(runs, asked.plan, table)
-    found = policy.answer(runs)
-    return {"rate": found.learning_rate, "low": found.low, "high": found.high, "price": runs.price / HORIZON}
+    return runs
 
 
 def _run(runs: Runs, plan: Plan, table: Table) -> None:

@@ -279,6 +279,46 @@ def test_price_stores_every_method_on_every_case() -> None:
 
 
 @pytest.mark.usefixtures("scripts")
+@pytest.mark.parametrize(("name", "missed"), [("constant", 0), ("quick", 1), ("scheduled", 1)])
+def test_policies_find_the_best_rate_of_the_stored_runs(name: str, missed: int) -> None:
+    import price_methods
+    import runs
+
+    from optax_lr.finder.constant import Constant
+    from optax_lr.finder.finalists import Scheduled
+    from optax_lr.finder.policy import Policy
+    from optax_lr.finder.quick import Quick, quick_lengths
+    from optax_lr.finder.tables import constant
+
+    bounds, horizon, length = price_methods.BOUNDS, runs.HORIZON, 250 if name == "constant" else runs.HORIZON
+    # Nothing trains here, so nobody reads the rates of the steps.
+    first = Quick(bounds, tuple(quick_lengths(62, horizon)), horizon, 3, constant, refines=False)
+    policy: Policy = {
+        "constant": Constant(bounds, length, 3, constant, (length,)),
+        "quick": Quick(bounds, tuple(quick_lengths(125, horizon)), horizon, 3, constant),
+        "scheduled": Scheduled(first, (horizon,), 3, {horizon: constant}),
+    }[name]
+    last, every = runs.held_out(), runs.load()
+    off = []
+    for case in [case for case in every if case not in last][::6]:
+        table = price_methods.Table(case, every[case], 0)
+        made = price_methods.replay(policy, table)
+        octaves = np.log2(made.lanes["learning_rate"]).round(6)
+        rows = [octaves, made.columns["seed"], made.columns["steps"]]
+        assert len(np.unique(np.stack(rows), axis=1).T) == len(made)
+        for each in range(made.rounds):
+            asked, again = made.where(round=[each]), policy.ask(made.where(round=range(each)))
+            assert again is not None and set(asked.columns["stage"]) == {again.plan.stage}
+            np.testing.assert_array_equal(asked.lanes["learning_rate"], again.plan.lanes["learning_rate"])
+            np.testing.assert_array_equal(asked.columns["seed"], again.plan.seeds)
+            np.testing.assert_array_equal(asked.columns["steps"], again.plan.steps)
+        losses = np.mean(every[case]["losses"][str(length)], axis=1)
+        best = every[case]["octaves"][str(length)][int(losses.argmin())]
+        off.append(abs(np.log2(policy.answer(made).learning_rate) - best))
+    assert len(off) >= 6 and np.sum(np.array(off) > 2) <= missed and np.median(off) < 1
+
+
+@pytest.mark.usefixtures("scripts")
 def test_optuna_spends_its_budget_and_finds_the_lowest_of_a_bowl() -> None:
     import price_methods
     import runs
