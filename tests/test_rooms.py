@@ -37,8 +37,8 @@ ROOMS = {
         "checkpoints progress arrays jobs workers reference opening machine kept session engine sweep"
     ),
     "finder": (
-        "files display losses merging columns curve suggestion comparison judging smooth rules stable "
-        "classic regimes suggest verdict histories diagnose grids problem optimizer tables views model "
+        "files display losses merging columns curve suggestion comparison judging smooth outcomes neighbors rules "
+        "stable classic regimes suggest verdict histories diagnose grids problem optimizer tables views model "
         "beliefs ceilings training folds late inputs policy constant quick finalists spending budget "
         "branches combinations search ways find sweep ramp_checks range_test refind compared compare "
         "curvature transfer"
@@ -266,7 +266,8 @@ def test_room_keeps_to_the_plan(path):
     assert room_of(path) in ORDER
     assert wrong_imports(room_of(path), path.read_text()) == []
     assert rebinds(path.read_text()) == []
-    assert len(path.read_text().splitlines()) <= 400
+    limit = 300 if room_of(path).startswith(("engine", "finder")) else 400
+    assert len(path.read_text().splitlines()) <= limit
     assert long_functions(path.read_text()) == []
 
 

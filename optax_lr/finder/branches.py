@@ -13,7 +13,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..engine.runs import Runs
-from . import rules
+from . import outcomes
 from .beliefs import FINENESS, LOST, UNIT, Belief
 from .budget import FIRST_LANES, LANES, MOST_RUNS, Budgeted, Lane, Rung
 from .curve import LRCurve
@@ -92,7 +92,7 @@ class Branches(Budgeted):
         last = found.trace[-1]
         at_edge = found.at_edge and last.learning_rate != self.now
         reason = self._reason(found.curve, last, len(found.trace))
-        if rules.nothing_learned(found.curve):
+        if outcomes.nothing_learned(found.curve):
             side = "above" if found.curve.mode == "max" else "below"
             reason = f"No rate got the {found.curve.judged_by} {side} what it is now. {reason}"
         if at_edge:

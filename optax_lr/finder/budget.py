@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 
 from ..engine.runs import PASSES_PER_STEP, Plan, Runs
-from . import classic, rules
+from . import classic, outcomes, rules
 from .beliefs import FINENESS, Belief, seen_in
 from .curve import LRCurve
 from .judging import judged
@@ -165,7 +165,7 @@ class Budgeted(Policy):
         able = [curve for curve in curves if judged(curve)[-1].survives]
         if not able:
             raise AllDivergedError(curves[-1])
-        learned = [curve for curve in able if not rules.nothing_learned(curve)]
+        learned = [curve for curve in able if not outcomes.nothing_learned(curve)]
         common: dict[str, Any] = {
             "lane_steps": runs.price,
             "rules": classic.classic(curves[0]),

@@ -12,7 +12,7 @@ import numpy as np
 
 from .comparison import FIRST_OF_RAMP, untrained_loss
 from .curve import LRCurve
-from .rules import final_losses
+from .outcomes import final_losses
 from .stable import largest_stable
 from .suggestion import Suggestion
 

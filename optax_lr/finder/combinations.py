@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..engine.runs import Plan, Runs
-from . import rules
+from . import outcomes
 from .comparison import INTERVAL_LEVEL, SEARCH_LEVEL, excess, noise_threshold
 from .curve import LRCurve
 from .judging import judged
@@ -164,6 +164,6 @@ def _lowest(curves: Sequence[LRCurve]) -> np.ndarray:
     All are above one reference, that of the first curve, since all combinations have the same starts and data.
     """
     seeds = min(len(curve.losses) for curve in curves)
-    losses = [rules.final_losses(curve)[:seeds, rules.best_lane(curve)] for curve in curves]
-    reference = np.nanmean(rules.final_losses(curves[0]) - judged(curves[0])[-1].heights, axis=1)[:seeds]
+    losses = [outcomes.final_losses(curve)[:seeds, outcomes.best_lane(curve)] for curve in curves]
+    reference = np.nanmean(outcomes.final_losses(curves[0]) - judged(curves[0])[-1].heights, axis=1)[:seeds]
     return np.stack(losses, axis=1) - reference[:, None]

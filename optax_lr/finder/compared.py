@@ -12,7 +12,7 @@ from .comparison import excess, interval, span_around
 from .curve import LRCurve
 from .display import aligned, png
 from .losses import judged_losses
-from .rules import final_losses, nothing_learned
+from .outcomes import final_losses, nothing_learned
 from .suggestion import Suggestion
 
 # Good rates end at most this share above the lowest loss.

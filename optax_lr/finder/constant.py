@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from ..engine.runs import Runs
-from . import classic, rules
+from . import classic, outcomes, rules
 from .judging import judged
 from .policy import WIDEST, Asked, Bounds, Policy, Tables, beside_lost, beyond_edge, rows_of, surviving
 from .suggestion import Suggestion
@@ -50,11 +50,11 @@ class Constant(OneLength):
         if len(runs.where(stage=1)):
             more = beside_lost(runs, curve_of(runs), range(self.seeds))
             return None if more is None else self._asked(more[0], 2, "rates at the edge", more[1])
-        rates, best = coarse.learning_rates, rules.best_lane(coarse)
+        rates, best = coarse.learning_rates, outcomes.best_lane(coarse)
         wider = beyond_edge(coarse, self.bounds.coarse[1] / self.bounds.coarse[0], self.bounds)
         if wider is not None:
             return self._asked(np.array([wider]), 0, "wider rates")
-        if rules.nothing_learned(coarse):
+        if outcomes.nothing_learned(coarse):
             return None
         around = rates[max(0, best - 1) : best + 2]
         return self._asked(np.geomspace(around[0], around[-1], FINE_LANES + 2)[1:-1], 1, "fine rates")
@@ -114,9 +114,9 @@ class Around(OneLength):
     def answer(self, runs: Runs) -> Suggestion:
         curve = surviving(curve_of(runs))
         found = rules.lowest_loss(curve) if self.horizon is None else rules.for_horizon(curve, self.horizon)
-        if not found.at_edge or rules.nothing_learned(curve):
+        if not found.at_edge or outcomes.nothing_learned(curve):
             return found
-        lower = rules.best_lane(curve) == 0
+        lower = outcomes.best_lane(curve) == 0
         return dataclasses.replace(
             found,
             reason=f"{found.reason[:-1]}; {'lower' if lower else 'higher'} rates may be better still: this is the "

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ..engine.runs import Runs
-from . import rules
+from . import neighbors, rules
 from .policy import Asked, Policy, Tables, beside_lost, beyond_edge, rows_of, surviving
 from .quick import Quick
 from .suggestion import Suggestion
@@ -93,10 +93,10 @@ class Scheduled(Policy):
         if more is not None:
             return self._asked(more[0], more[1], at, stage + (further or self.EDGE))
         refined = len(runs.where(stage=stage + self.REFINED)) // seeds
-        between = None if repeated or refined >= REFINEMENTS else rules.next_rate(curve)
+        between = None if repeated or refined >= REFINEMENTS else neighbors.next_rate(curve)
         if between is not None:
             return self._asked(np.array([between]), every, at, stage + self.REFINED)
-        if self.full and not repeated and rules.undecided(curve):
+        if self.full and not repeated and neighbors.undecided(curve):
             return self._asked(curve.learning_rates, range(seeds, 2 * seeds), at, stage + self.REPEATED)
         return None
 

@@ -133,9 +133,7 @@ class Edge:
         """The chance that each of some runs is lost, [points]."""
         return self.weights @ self._chances(runs)
 
-    def draws(
-        self, runs: Points, count: int, rng: np.random.Generator
-    ) -> Float[np.ndarray, "count points"]:
+    def draws(self, runs: Points, count: int, rng: np.random.Generator) -> Float[np.ndarray, "count points"]:
         """The chances that runs are lost, where each of its members may be the right one."""
         return self._chances(runs)[rng.choice(len(self.weights), count, p=self.weights)]
 

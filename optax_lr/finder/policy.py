@@ -12,7 +12,7 @@ from typing import ClassVar, NamedTuple
 import numpy as np
 
 from ..engine.runs import Plan, Runs
-from . import rules
+from . import neighbors, outcomes
 from .comparison import excess, open_sides
 from .curve import LRCurve
 from .judging import judged
@@ -119,7 +119,7 @@ def beyond_edge(curve: LRCurve, ratio: float, bounds: Bounds) -> float | None:
     rates, end = curve.learning_rates, judged(curve)[-1]
     lower, higher = rates[0] / ratio, rates[-1] * ratio
     if end.survives and not end.learned:
-        wanted = {-1: lower, 0: None, 1: higher}[rules.harmless_side(curve)]
+        wanted = {-1: lower, 0: None, 1: higher}[outcomes.harmless_side(curve)]
         return float(wanted) if wanted is not None and bounds.hold(wanted) else None
     first, last = open_sides(excess(end.heights)) if end.survives else (0, 0)
     if first == 0 and bounds.hold(lower):
@@ -135,11 +135,11 @@ def beside_lost(runs: Runs, curve: LRCurve, seeds: Sequence[int]) -> tuple[np.nd
     Rates between both until they are close. Then, where the best has survived on one seed alone, a second one:
     divergence is a chance over seeds.
     """
-    between = rules.edge_rate(curve)
+    between = neighbors.edge_rate(curve)
     if between is not None:
         return np.array([between]), seeds
-    end, best = judged(curve)[-1], rules.best_lane(curve)
-    if len(seeds) > 1 or not end.survives or not rules.lost_above(end.heights, best):
+    end, best = judged(curve)[-1], outcomes.best_lane(curve)
+    if len(seeds) > 1 or not end.survives or not outcomes.lost_above(end.heights, best):
         return None
     further = seeds[0] + 1
     known = runs.lanes["learning_rate"][runs.columns["seed"] == further]

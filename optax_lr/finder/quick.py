@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from ..engine.runs import Plan, Runs
-from . import classic, rules
+from . import classic, neighbors, outcomes, rules
 from .policy import Asked, Bounds, Policy, Tables, beside_lost, beyond_edge, rows_of, surviving
 from .suggestion import Suggestion
 from .views import curve_of
@@ -63,18 +63,18 @@ class Quick(Policy):
         here = runs.where(stage=stage)
         before = [curve_of(runs.where(stage=earlier)) for earlier in range(stage)]
         # Where shorter runs learned nothing, longer ones search the bounds.
-        everywhere = not before or rules.nothing_learned(before[-1])
+        everywhere = not before or outcomes.nothing_learned(before[-1])
         if not len(here):
             if everywhere:
                 return self.bounds.coarse
-            return rules.for_horizon(before, steps).learning_rate * rules.BESIDE ** np.arange(-1.0, 2.0)
+            return rules.for_horizon(before, steps).learning_rate * neighbors.BESIDE ** np.arange(-1.0, 2.0)
         curve = curve_of(here)
         if everywhere:
             ratio = self.bounds.coarse[1] / self.bounds.coarse[0]
             wider = beyond_edge(surviving(curve), ratio, self.bounds)
-            if wider is not None or stage == 0 or rules.nothing_learned(curve):
+            if wider is not None or stage == 0 or outcomes.nothing_learned(curve):
                 return np.array([] if wider is None else [wider])
-        wanted = [rate for rate in rules.rates_beside(curve) if self.bounds.hold(rate)]
+        wanted = [rate for rate in neighbors.rates_beside(curve) if self.bounds.hold(rate)]
         if not wanted:
             surviving(curve)
         return np.array(wanted)

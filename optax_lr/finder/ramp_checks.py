@@ -6,8 +6,9 @@ from ..engine.runs import Plan
 from . import tables
 from .classic import cyclical_bounds
 from .curve import LRCurve
+from .neighbors import next_rate
+from .outcomes import best_lane
 from .policy import rows_of
-from .rules import best_lane, next_rate
 
 # The rates that are tried first lie this factor apart; so does the next one, while the best is at an edge.
 APART = 3.0

@@ -12,7 +12,6 @@ from ..engine.checkpoints import digest
 from ..engine.lengths import Epochs, steps_of
 from ..engine.opening import Opening
 from ..engine.runs import Plan, Runs
-from ..engine.session import Opening
 from ..schedules import curves
 from ..schedules.phases import anneal_schedule, geometric_schedule
 from ..types import Array, Float, PyTree

@@ -16,7 +16,7 @@ from .comparison import (
 )
 from .curve import LRCurve
 from .judging import judged
-from .rules import final_losses
+from .outcomes import final_losses
 
 Span = tuple[float, float]
 

@@ -21,9 +21,9 @@ from ..types import PyTree
 from .curve import LRCurve
 from .inputs import Posed
 from .optimizer import TABLE
+from .outcomes import nothing_learned
 from .policy import AllDivergedError, Policy
 from .problem import Problem, problem_of
-from .rules import nothing_learned
 from .suggestion import Suggestion
 from .training import TakesNumbersOnlyError, Trainer
 

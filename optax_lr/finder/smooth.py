@@ -17,7 +17,7 @@ DEVIATIONS, BESIDE = 2.0, 4.0
 REACH = 2.0
 # Points of the curve in an octave.
 FINENESS = 32
-# Lanes closer than this show where an edge is that a smooth curve cuts off.
+# Rates closer than this differ by their noise, or show an edge that a smooth curve cuts off.
 CLOSE = 1.4
 
 

@@ -5,7 +5,7 @@ import numpy as np
 from .comparison import SEEDS_LEVEL, untrained_loss
 from .curve import LRCurve
 from .judging import judged
-from .rules import final_losses, refuse_more_axes
+from .outcomes import final_losses, refuse_more_axes
 from .suggestion import Suggestion
 
 # A rate has learned where it kept this share of the fall of the best one.

@@ -14,16 +14,10 @@ from .classic import (
     steepest,
     valley,
 )
+from .neighbors import next_rate, rates_beside, undecided
+from .outcomes import best_lane, final_losses
 from .regimes import regimes
-from .rules import (
-    best_lane,
-    final_losses,
-    for_horizon,
-    lowest_loss,
-    next_rate,
-    rates_beside,
-    undecided,
-)
+from .rules import for_horizon, lowest_loss
 from .stable import halve_until_stable, largest_stable
 
 __all__ = [

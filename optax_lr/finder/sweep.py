@@ -10,7 +10,7 @@ from .. import checks
 from ..engine.batches import is_stacked
 from ..engine.checkpoints import digest
 from ..engine.lengths import Epochs, steps_of
-from ..engine.session import Opening
+from ..engine.opening import Opening
 from ..types import Array, PeakToSchedule, PyTree, ScalarLike
 from . import ceilings, tables
 from .curve import LRCurve

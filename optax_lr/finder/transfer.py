@@ -8,7 +8,8 @@ import numpy as np
 from .. import checks
 from .comparison import lowest_lane
 from .judging import Judged, judged
-from .rules import SLOPES, lost_above, lowest_loss
+from .outcomes import lost_above
+from .rules import SLOPES, lowest_loss
 from .suggestion import Suggestion
 
 # The power of the batch size by which the rate rises up to the critical size, and the range in which it may lie.

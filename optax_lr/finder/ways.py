@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from ..engine.checkpoints import digest
+from ..engine.opening import Opening
 from ..engine.runs import Judgment, Runs
-from ..engine.session import Opening
 from ..types import PeakToSchedule
 from . import ceilings, tables
 from .budget import Budgeted

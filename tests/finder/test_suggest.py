@@ -8,8 +8,8 @@ import pytest
 
 from optax_lr import LRCurve, suggest
 from optax_lr.finder.classic import CLASSIC_RULES, longest_fall
+from optax_lr.finder.neighbors import edge_rate
 from optax_lr.finder.policy import Bounds, beyond_edge
-from optax_lr.finder.rules import edge_rate
 
 RATES = np.geomspace(1e-4, 1, 17)
 
