@@ -83,8 +83,8 @@ class Quick(Policy):
         stages = [runs.where(stage=stage) for stage in range(len(self.lengths))]
         curves = [curve_of(rows) for rows in stages if len(rows)]
         longest = surviving(curves[-1])
-        # Runs of the whole length leave no drift to carry on.
-        whole = self.lengths[-1] == self.horizon
+        # Runs of the whole length leave no drift to carry on; an interrupted search may have none.
+        whole = longest.losses.shape[-1] == self.horizon
         found = rules.lowest_loss(longest) if whole else rules.for_horizon(curves, self.horizon)
         return dataclasses.replace(
             found,

@@ -64,3 +64,15 @@ def test_afterwards_the_finished_rounds_answer(tmp_path, monkeypatch, interrupte
     assert str(resumed) == str(whole)
     np.testing.assert_array_equal(resumed.curve.losses, whole.curve.losses)
     np.testing.assert_array_equal(resumed.params, whole.params)
+
+
+def test_a_quick_search_that_lacks_its_whole_runs_carries_on_the_drift(interrupted_in):
+    """Its longest runs are those of the horizon; interrupted before them it has shorter ones alone."""
+    interrupted_in(1)
+    with pytest.warns(UserWarning, match="interrupted"):
+        found = olr.lr_find(
+            loss_fn, jnp.zeros(4), optax.sgd, X, eval_batch=X[0], horizon=40, num_steps=40, progress=False
+        )
+    assert (
+        found.horizon == 40 and found.curve.losses.shape[-1] < 40 and "carried on to 40 steps" in found.reason
+    )
