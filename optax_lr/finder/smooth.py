@@ -126,13 +126,11 @@ def _covariance(one: np.ndarray, other: np.ndarray, width: float) -> np.ndarray:
 
 def _around(rates: np.ndarray, above: np.ndarray, noise: float) -> tuple[slice, tuple[float, float]]:
     """The lanes around the best, and the rates that stand for both of their ends."""
-    first, last = span_around(above, noise)
-    lowest = lowest_lanes(above)
-    octaves = np.log2(rates)
-    left = min(first - 1, int(np.searchsorted(octaves, octaves[lowest[0]] - REACH)))
-    right = max(last + 1, int(np.searchsorted(octaves, octaves[lowest[1]] + REACH, side="right")) - 1)
-    lost = np.flatnonzero(~np.isfinite(above))
-    before, after = lost[lost < lowest[0]].max(initial=-1), lost[lost > lowest[1]].min(initial=len(above))
+    (first, last), (best, tied) = span_around(above, noise), lowest_lanes(above)
+    octaves, lost = np.log2(rates), np.flatnonzero(~np.isfinite(above))
+    left = min(first - 1, int(np.searchsorted(octaves, octaves[best] - REACH)))
+    right = max(last + 1, int(np.searchsorted(octaves, octaves[tied] + REACH, side="right")) - 1)
+    before, after = lost[lost < best].max(initial=-1), lost[lost > best].min(initial=len(above))
     left, right = max(left, before + 1), min(right, after - 1)
     low = rates[left] if before < 0 or left > before + 1 else np.sqrt(rates[left] * rates[before])
     high = rates[right] if after == len(above) or right < after - 1 else np.sqrt(rates[right] * rates[after])

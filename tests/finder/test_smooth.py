@@ -84,3 +84,18 @@ def test_a_single_seed_may_be_noisy(monkeypatch):
     mixed = missed()
     monkeypatch.setattr(module, "UNKNOWN_NOISE", (module.LEAST_NOISE,))
     assert mixed < 0.8 * missed()
+
+
+def test_curves_of_all_kinds_have_an_answer_in_their_interval():
+    """Ties with a lost lane between them, few lanes, close ones, large and small numbers."""
+    draw = np.random.default_rng(0)
+    for _ in range(300):
+        count, seeds = draw.integers(1, 12), draw.integers(1, 5)
+        rates = np.sort(10 ** draw.uniform(-8, 2, count))
+        heights = np.round(draw.normal(size=(seeds, count)), draw.integers(0, 4)) * 10.0 ** draw.integers(
+            -9, 9
+        )
+        heights[:, draw.random(count) < 0.2] = np.nan
+        if np.isfinite(heights).any():
+            rate, low, high = lowest(rates, heights, 0.1, 0.2)
+            assert rates[0] <= low <= rate <= high <= rates[-1]
