@@ -29,19 +29,16 @@ def _over(function: Callable, size: int, axes: tuple, out: Any) -> Callable:
     if size > 1:
         return jax.vmap(function, axes, out, axis_size=size)
 
+    def widened(tree: Any, at: int) -> Any:
+        return jax.tree.map(lambda leaf: jnp.expand_dims(leaf, at), tree)
+
     def single(*arguments: Any) -> Any:
         inner = [
             argument if axis is None else jax.tree.map(lambda leaf: leaf[0], argument)
             for argument, axis in zip(arguments, axes, strict=True)
         ]
         found = function(*inner)
-        outs = out if isinstance(out, tuple) else jax.tree.map(lambda _: out, found)
-        if not isinstance(out, tuple):
-            return jax.tree.map(jnp.expand_dims, found, outs)
-        return tuple(
-            jax.tree.map(lambda leaf, at=at: jnp.expand_dims(leaf, at), part)
-            for part, at in zip(found, outs, strict=True)
-        )
+        return tuple(map(widened, found, out)) if isinstance(out, tuple) else widened(found, out)
 
     return single
 

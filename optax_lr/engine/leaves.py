@@ -59,7 +59,7 @@ class Leaves(NamedTuple):
     def typed(self, flat: Sequence[Any]) -> list[Any]:
         """Leaves inside a program, random keys made of their bits."""
         return [
-            jax.random.wrap_key_data(leaf, impl=_impl_of(like)) if is_key(like) else leaf
+            jax.random.wrap_key_data(leaf, impl=_impls()[str(like.dtype)]) if is_key(like) else leaf
             for like, leaf in zip(self.shapes, flat, strict=True)
         ]
 
@@ -75,11 +75,6 @@ def _impls() -> dict[str, str]:
     return {
         str(jax.eval_shape(functools.partial(jax.random.key, 0, impl=kind)).dtype): kind for kind in kinds
     }
-
-
-def _impl_of(like: Any) -> str:
-    """The kind of the random keys of a shape."""
-    return _impls()[str(like.dtype)]
 
 
 def _shape_of(leaf: Any) -> jax.ShapeDtypeStruct:

@@ -109,11 +109,12 @@ def sweep(
     checks.not_traced("a search", carry, lanes, eval_batch, key)
     of_one = jax.tree.map(lambda leaf: leaf[0], batches) if per_seed else batches
     length = steps_of("num_steps", num_steps, of_one, maximum=MOST_STEPS)
-    evals = _increasing_steps("eval_steps", eval_steps, length)
+    evals = _increasing(eval_steps, length)
     num_lanes, num_seeds = checks.leading_axis("lanes", lanes), checks.size("seeds", seeds)
     factor = checks.concrete("stop_factor", stop_factor, above=0)
     leaves, structure = jax.tree.flatten(host_arrays("lanes", lanes))
-    named = {_name(at): leaf for at, leaf in enumerate(leaves)}
+    # Names that JAX sorts in the order of the leaves.
+    named = {f"{at:04d}": leaf for at, leaf in enumerate(leaves)}
     task = _task(step, init, evaluate if evals else None, structure, list(named))
     data = _data(carry, batches, length, num_seeds, key, carry_per_seed, per_seed, eval_batch)
     opening = Opening(
@@ -155,11 +156,6 @@ def _task(
         functions=(step, init, evaluate),
         static=structure,
     )
-
-
-def _name(at: int) -> str:
-    """A name for a leaf of the lanes; in this order JAX sorts them."""
-    return f"{at:04d}"
 
 
 def _data(
@@ -214,8 +210,8 @@ def _result(session: Session, seeds: int, lanes: int, return_carries: bool) -> S
     )
 
 
-def _increasing_steps(name: str, steps: Sequence[int], last: int) -> list[int]:
-    counts = [int(step) for step in steps]
+def _increasing(eval_steps: Sequence[int], last: int) -> list[int]:
+    counts = [int(step) for step in eval_steps]
     if any(b <= a for a, b in itertools.pairwise([0, *counts])) or (counts and counts[-1] > last):
-        raise ValueError(f"{name} must be increasing steps from 1 to {last}, got {counts}.")
+        raise ValueError(f"eval_steps must be increasing steps from 1 to {last}, got {counts}.")
     return counts

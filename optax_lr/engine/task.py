@@ -110,19 +110,19 @@ def look_at(
         return _strong(task.begin(start, lane, seed) if task.begin else start)
 
     def stepped(carry: PyTree, lane: PyTree, batch: PyTree, key: Array) -> tuple[PyTree, Metrics]:
-        after, metrics = task.step(carry, lane, batch, key)
-        return _strong(after), _as_floats("step", metrics, needs="loss")
+        moved, metrics = task.step(carry, lane, batch, key)
+        after = _strong(moved)
+        if "loss" not in metrics:
+            raise ValueError(f'step must return metrics["loss"], got metrics {sorted(metrics)}.')
+        return after, _as_floats(metrics)
 
     begin = Traced.of(begun, starts, lanes, Leaves.of(np.int32(0)))
-    carry = begin.out
+    carry, measure = begin.out, task.evaluate
     step = Traced.of(stepped, carry, lanes, batches, key)
     after, metrics = step.out.example()
     _refuse_another_carry(carry, Leaves.of(after))
-    traces = Traces(
-        begin,
-        step,
-        _traced_metrics("evaluate", task.evaluate, carry, evaluated),
-    )
+    evaluate = measure and Traced.of(lambda *given: _as_floats(measure(*given)), carry, evaluated)
+    traces = Traces(begin, step, evaluate)
     jaxpr, count = step.closed.jaxpr, len(starts.shapes)
     of_lane = reached(begin.closed, range(count, count + len(lanes.shapes) + 1))
     kept = unchanged(step.closed, len(carry.shapes))
@@ -136,7 +136,7 @@ def look_at(
         sources=tuple(at if at is not None and at < count else None for at in sources(begin.closed)),
         goes_on=_goes_on(task, carry),
         metrics=tuple(metrics),
-        evals=tuple(traces.evaluate.out.example()) if traces.evaluate else (),
+        evals=tuple(evaluate.out.example()) if evaluate else (),
         convolves=any(each.primitive.name == "conv_general_dilated" for each in equations(jaxpr)),
         draws=reads(jaxpr, jaxpr.invars[-1]),
         mesh=mesh_named_by(traces),
@@ -151,19 +151,13 @@ def _goes_on(task: Task, carry: Leaves) -> tuple[bool, ...]:
     return tuple(jax.tree.leaves(task.still(before, after)))
 
 
-def _traced_metrics(name: str, function: Callable | None, *arguments: Leaves) -> Traced | None:
-    return function and Traced.of(lambda *given: _as_floats(name, function(*given)), *arguments)
-
-
 def _strong(tree: PyTree) -> PyTree:
     """A tree without weak types: they would change in a loop."""
     return jax.tree.map(lambda leaf: jax.lax.convert_element_type(leaf, jnp.asarray(leaf).dtype), tree)
 
 
-def _as_floats(name: str, metrics: Metrics, *, needs: str | None = None) -> dict[str, Array]:
+def _as_floats(metrics: Metrics) -> dict[str, Array]:
     """Metrics in float32, in the order of their names."""
-    if needs is not None and needs not in metrics:
-        raise ValueError(f'{name} must return metrics["{needs}"], got metrics {sorted(metrics)}.')
     for metric, value in metrics.items():
         if np.shape(value):
             raise ValueError(f"metric {metric!r} must be a scalar, got an array of shape {np.shape(value)}.")

@@ -33,7 +33,7 @@ INNER_JAXPRS = ("jaxpr", "call_jaxpr", "fun_jaxpr")
 
 def sources(closed: Any) -> list[int | None]:
     """For each output of a closed jaxpr, the input that it equals, or None."""
-    outputs = _outputs(closed.jaxpr, _constants(closed.consts), list(range(len(closed.jaxpr.invars))))
+    outputs = _outputs(closed.jaxpr, closed.consts, list(range(len(closed.jaxpr.invars))))
     return [output if isinstance(output, int) else None for output in outputs]
 
 
@@ -55,10 +55,6 @@ def _is_variable(atom: Any) -> bool:
     return not hasattr(atom, "val")
 
 
-def _constants(consts: Sequence[Any]) -> list[Any]:
-    return [_constant(value) for value in consts]
-
-
 def _constant(value: Any) -> str | None:
     """`ZERO` or `ONE` where a known array is filled with that number."""
     if isinstance(value, jax.core.Tracer) or jax.dtypes.issubdtype(
@@ -73,7 +69,8 @@ def _constant(value: Any) -> str | None:
 
 def _outputs(jaxpr: Any, consts: Sequence[Any], inputs: Sequence[Any]) -> list[Any]:
     """What is known of a jaxpr's outputs, from what is known of its inputs."""
-    known = dict(zip(jaxpr.constvars, consts, strict=True)) | dict(zip(jaxpr.invars, inputs, strict=True))
+    known = dict(zip(jaxpr.constvars, map(_constant, consts), strict=True))
+    known |= dict(zip(jaxpr.invars, inputs, strict=True))
 
     def read(atom: Any) -> Any:
         return known.get(atom) if _is_variable(atom) else _constant(atom.val)
@@ -106,7 +103,7 @@ def _alike(equation: Any, at: int) -> bool:
 
 def _call(closed: Any, values: list[Any]) -> list[Any] | None:
     jaxpr, consts = getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
-    return _outputs(jaxpr, _constants(consts), values) if len(jaxpr.invars) == len(values) else None
+    return _outputs(jaxpr, consts, values) if len(jaxpr.invars) == len(values) else None
 
 
 def _convert(equation: Any, values: list[Any]) -> list[Any]:
@@ -179,11 +176,10 @@ def _loop(body: Any, consts: list[Any], carry: list[Any], rest: list[Any]) -> li
     kept = [("carry", at) for at in range(len(carry))]
     assumed: list[Any] = list(kept)
     while True:
-        found = _call(body, [*consts, *assumed, *rest]) or []
+        found = _call(body, [*consts, *assumed, *rest]) or [None] * len(assumed)
         held = [
             tag if tag is not None and tag == new else None for tag, new in zip(assumed, found, strict=False)
         ]
-        held += [None] * (len(assumed) - len(held))
         if held == assumed:
             return [value if tag else None for value, tag in zip(carry, held, strict=True)]
         assumed = held
