@@ -64,9 +64,3 @@ def _put_of_seeds(
     if layout.mesh is None:
         return jax.device_put(leaves, layout.sharding(ALL))
     return layout.put(leaves, SEEDS if per_seed else ALL)
-
-
-def edged(table: np.ndarray, room: int) -> np.ndarray:
-    """A table as long as the programs' room for it; beyond its end its last value stands."""
-    missing = [(0, 0)] * (table.ndim - 1) + [(0, room - table.shape[-1])]
-    return np.pad(table, missing, mode="edge")

@@ -49,6 +49,16 @@ class Data(NamedTuple):
     eval_batch: PyTree = None
     streamed: bool = False
 
+    @property
+    def rows(self) -> int:
+        """How many batches the arrays have, those included that stand there for their shape alone."""
+        return int(jax.tree.leaves(self.batches)[0].shape[0])
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of all batches."""
+        return sum(leaf.nbytes for leaf in jax.tree.leaves(self.batches))
+
     def start_of(self, seed: int) -> PyTree:
         """What the lanes of a seed start from."""
         return jax.tree.map(lambda leaf: leaf[seed], self.start) if self.start_per_seed else self.start
@@ -269,9 +279,7 @@ def _words(impl: str) -> int:
 def root_bits(key: Array | None) -> tuple[UInt32[np.ndarray, "words"], str]:
     """The bits of a key, on the host, and its kind; by default those of `jax.random.key(0)`, which are zeros."""
     if key is not None:
-        typed = (
-            key if jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key) else jax.random.wrap_key_data(key)
-        )
+        typed = key if is_key(key) else jax.random.wrap_key_data(key)
         return np.asarray(jax.device_get(jax.random.key_data(typed))), str(jax.random.key_impl(typed))
     impl: str = jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
     return np.zeros(_words(impl), np.uint32), impl

@@ -84,13 +84,11 @@ def choose(
     most = math.ceil(lanes / len(devices))
     each = (1 if platform == "cpu" else most) if lanes_at_once == "auto" else min(lanes_at_once, most)
     memory = _memory(devices[0])
-    size = sum(leaf.nbytes for leaf in jax.tree.leaves(data.batches))
-    resident = not data.streamed or memory is None or size <= memory * RESIDENT_SHARE
+    resident = not data.streamed or memory is None or data.nbytes <= memory * RESIDENT_SHARE
     window = min(longest, GRID_WINDOW)
     if not resident and memory is not None:
         # Two windows are in flight, a quarter of what resident batches might take.
-        each_batch = size / len(jax.tree.leaves(data.batches)[0])
-        fit = memory * RESIDENT_SHARE / 4 / (each_batch * seeds)
+        fit = memory * RESIDENT_SHARE / 4 / (data.nbytes / data.rows * seeds)
         window = max(1, min(window, 2 ** int(math.log2(max(1, fit)))))
     layout = Layout(
         width=each * len(devices), seeds=seeds, mesh=mesh_of_lanes(devices), window=window, **common

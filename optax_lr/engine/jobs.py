@@ -85,7 +85,8 @@ class Work(NamedTuple):
     Attributes:
       factor: how far a loss may rise before its run stops.
       names: of metrics and of evaluations, as the programs report them.
-      keep: takes a row that has ended, and a function to its moving leaves.
+      lane_leaves: the lanes of some rows of the table, as the programs take them.
+      keep: takes the table, a row that has ended, and a function to its moving leaves.
       lock: held while the table, deposits or what is kept change.
       stop: set where all workers are to end.
       deposits: by the first row of a job, its state as saved; a job that has one goes on from it.
@@ -101,14 +102,14 @@ class Work(NamedTuple):
     factor: np.float32
     ceilings: np.ndarray
     names: tuple[Sequence[str], Sequence[str]]
-    lane_leaves: Callable[[np.ndarray], list[np.ndarray]]
+    lane_leaves: Callable[[Runs, np.ndarray], list[np.ndarray]]
     pace: Pace
     lock: threading.Lock
     stop: threading.Event
     spares: list[tuple[list[Any], Any]]
     deposits: dict[int, UnderWay]
     deposit_every: float | None
-    keep: Callable[[int, Callable[[], list[np.ndarray]]], None]
+    keep: Callable[[Runs, int, Callable[[], list[np.ndarray]]], None]
     say: Callable[[int, float, int, int], None]
     save_if_due: Callable[[], None]
 
@@ -125,7 +126,7 @@ class Feed:
         self.eval_steps = runs.eval_steps[some[0]] if work.names[1] else ()
         first_rows = rows.max(axis=0)
         lanes = np.where(first_rows >= 0, first_rows, some[0])
-        self.lane = layout.put(work.lane_leaves(lanes if layout.width else lanes[0]), LANES)
+        self.lane = layout.put(work.lane_leaves(runs, lanes if layout.width else lanes[0]), LANES)
         self.start = work.arrays.start(job.seeds)
         self.of_train = [work.arrays.constants["begin"], work.arrays.constants["step"]]
         self.of_evaluate = [work.arrays.constants["begin"], work.arrays.constants["evaluate"]]
@@ -197,4 +198,4 @@ class Feed:
 
 def streamed_batches(data: Data, layout: Layout) -> int:
     """How many batches are sent for a window: each once."""
-    return min(jax.tree.leaves(data.batches)[0].shape[0], layout.window * layout.seeds)
+    return min(data.rows, layout.window * layout.seeds)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from .arrays import edged, placed
+from .arrays import placed
 from .batches import Data
 from .choose import choose, fitted
 from .jobs import streamed_batches
@@ -16,7 +16,7 @@ from .layout import Layout
 from .opening import Opening
 from .program import Programs
 from .programs import ProgramsOf
-from .runs import Runs
+from .runs import Runs, edged
 
 
 class Machine:
@@ -100,17 +100,14 @@ class Machine:
 
     def _fit(self) -> None:
         """Compile the programs of the widest layout that fits."""
-        row = sum(leaf.nbytes for leaf in jax.tree.leaves(self._data.batches)) // self._data_rows
 
         def compiled(layout: Layout) -> Programs:
             return self._of_task.of(layout, self._rows_read(layout))
 
-        extra = 0 if self._choice.resident else row * self._rows_read(self.layout)
+        each = self._data.nbytes // self._data.rows
+        extra = 0 if self._choice.resident else each * self._rows_read(self.layout)
         self._choice, self.programs = fitted(self._choice, self._lanes, compiled, extra)
 
-    @property
-    def _data_rows(self) -> int:
-        return int(jax.tree.leaves(self._data.batches)[0].shape[0])
-
     def _rows_read(self, layout: Layout) -> int:
-        return self._data_rows if self._choice.resident else streamed_batches(self._data, layout)
+        """How many batches a call reads from."""
+        return self._data.rows if self._choice.resident else streamed_batches(self._data, layout)

@@ -127,9 +127,10 @@ class Runs:
             "steps": plan.steps,
             "stage": plan.stage,
             "round": self.rounds,
+            "stopped_at": -1,
         }
         for name, values in self.columns.items():
-            new = np.broadcast_to(np.asarray(asked.get(name, -1 if name == "stopped_at" else 0)), (count,))
+            new = np.broadcast_to(np.asarray(asked.get(name, 0)), (count,))
             self.columns[name] = np.concatenate([values, new.astype(np.int64)])
         self.eval_steps += [plan.eval_steps] * count
         for reported, width in ((self.metrics, plan.longest), (self.evals, len(plan.eval_steps))):
@@ -160,12 +161,9 @@ class Runs:
     def take(self, rows: np.ndarray) -> "Runs":
         """Some of the rows, as a table of their own."""
         some = Runs()
-        some.lanes = {name: values[rows] for name, values in self.lanes.items()}
-        some.tables = {name: values[rows] for name, values in self.tables.items()}
-        some.columns = {name: values[rows] for name, values in self.columns.items()}
+        for part in _PARTS:
+            setattr(some, part, {name: values[rows] for name, values in getattr(self, part).items()})
         some.eval_steps = [self.eval_steps[row] for row in rows]
-        some.metrics = {name: values[rows] for name, values in self.metrics.items()}
-        some.evals = {name: values[rows] for name, values in self.evals.items()}
         some.reference, some.judgment = self.reference, self.judgment
         return some
 
@@ -209,8 +207,7 @@ class Runs:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """All of the table as named arrays, for a file; `from_arrays` reads them."""
-        parts = ("lanes", "tables", "columns", "metrics", "evals")
-        arrays = {f"{part}/{name}": x for part in parts for name, x in getattr(self, part).items()}
+        arrays = {f"{part}/{name}": x for part in _PARTS for name, x in getattr(self, part).items()}
         known = self.reference
         for part, named in (("metrics", known.metrics), ("evals", known.evals)):
             arrays |= {f"reference/{part}/{name}": values for name, values in named.items()}
@@ -243,6 +240,8 @@ class Runs:
         return runs
 
 
+# What a table holds by name, each with an axis of rows.
+_PARTS = ("lanes", "tables", "columns", "metrics", "evals")
 _COLUMNS = ("seed", "steps", "stage", "round", "done", "stopped_at", "why")
 
 
@@ -261,10 +260,16 @@ def _below(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray], rows: i
     """The columns of a plan below those that are there; tables are padded to the longest with their last value."""
     if not rows:
         return {name: np.array(values) for name, values in new.items()}
-    width = {name: max(old[name].shape[1:2] + new[name].shape[1:2], default=0) for name in old}
     return {
-        name: np.concatenate([_edged(old[name], width[name]), _edged(new[name], width[name])]) for name in old
+        name: np.concatenate(_of_one_width(values, np.asarray(new[name]))) for name, values in old.items()
     }
+
+
+def _of_one_width(one: np.ndarray, other: np.ndarray) -> list[np.ndarray]:
+    if one.ndim != 2:
+        return [one, other]
+    width = max(one.shape[1], other.shape[1])
+    return [edged(one, width), edged(other, width)]
 
 
 def _last_known(values: np.ndarray) -> float:
@@ -273,10 +278,10 @@ def _last_known(values: np.ndarray) -> float:
     return float(known[-1]) if len(known) else float("nan")
 
 
-def _edged(values: np.ndarray, width: int) -> np.ndarray:
-    if values.ndim != 2 or values.shape[1] == width:
-        return values
-    return np.pad(values, ((0, 0), (0, width - values.shape[1])), mode="edge")
+def edged(table: np.ndarray, steps: int) -> np.ndarray:
+    """A table of so many steps; beyond its end its last value stands."""
+    missing = [(0, 0)] * (table.ndim - 1) + [(0, steps - table.shape[-1])]
+    return np.pad(table, missing, mode="edge")
 
 
 def _padded(values: np.ndarray, rows: int, width: int) -> np.ndarray:

@@ -11,7 +11,6 @@ import numpy as np
 
 from ..types import PyTree
 from . import checkpoints
-from .arrays import edged
 from .batches import Data, power_of_two
 from .checkpoints import Folder, Saved, UnderWay, digest, digest_of_program
 from .jobs import Pace, Work, jobs_of
@@ -23,7 +22,7 @@ from .opening import Opening
 from .programs import ProgramsOf
 from .progress import Bar
 from .reference import Wanted, completed, plan_of
-from .runs import Plan, Runs
+from .runs import Plan, Runs, edged
 from .task import Task
 from .workers import asked_to_stop, look_at_starts, run_job, run_jobs
 
@@ -195,11 +194,10 @@ class Session:
             programs=programs,
             runs=found,
             factor=np.float32(np.inf),
-            lane_leaves=functools.partial(self._machine.lane_leaves, found),
             pace=Pace(),
             deposits={},
             deposit_every=None,
-            keep=lambda row, leaves: None,
+            keep=lambda *_: None,
             say=lambda *_: None,
             save_if_due=lambda: None,
         )
@@ -256,14 +254,14 @@ class Session:
             factor=np.float32(self._opening.stop_factor),
             ceilings=ceilings,
             names=(self.form.metrics, self.form.evals),
-            lane_leaves=functools.partial(self._machine.lane_leaves, self.runs),
+            lane_leaves=self._machine.lane_leaves,
             pace=self._pace,
             lock=self._lock,
             stop=threading.Event(),
             spares=[],
             deposits=self._deposits,
             deposit_every=None if self._folder is None else checkpoints.SECONDS_BETWEEN_SAVES / 2,
-            keep=functools.partial(self._kept.offer, self.runs),
+            keep=self._kept.offer,
             say=self._say,
             save_if_due=self._save_if_due,
         )

@@ -223,7 +223,7 @@ def _close(work: Work, job: Job, tracks: np.ndarray, ends: np.ndarray, moving: l
         return [np.asarray(leaf[at]) for leaf in fetched()]
 
     for row, place in _cells(job):
-        work.keep(row, functools.partial(leaves_at, place))
+        work.keep(work.runs, row, functools.partial(leaves_at, place))
     work.deposits.pop(int(job.some[0]), None)
 
 
