@@ -34,33 +34,29 @@ class Arrays(NamedTuple):
 
 def placed(layout: Layout, data: Data, constants: Mapping[str, list[Any]], resident: bool) -> Arrays:
     """The arrays that all calls of a layout read."""
-    where = layout.sharding(ALL)
+
+    def held(leaves: list[Any], kind: str) -> list[Any]:
+        """One copy on the device for all calls."""
+        if layout.mesh is None:
+            return jax.device_put(leaves, layout.sharding(kind))
+        return layout.put(leaves, kind)
+
+    def of_seeds(of_seed: Callable[[int], PyTree], per_seed: bool, seeds: tuple[int, ...]) -> list[Any]:
+        if per_seed and layout.seeds > 1:
+            each = [[key_bits(leaf) for leaf in jax.tree.leaves(of_seed(seed))] for seed in seeds]
+            leaves = [np.stack([np.asarray(leaf) for leaf in some]) for some in zip(*each, strict=True)]
+        else:
+            leaves = [key_bits(leaf) for leaf in jax.tree.leaves(of_seed(seeds[0]))]
+        return held(leaves, SEEDS if per_seed else ALL)
+
     batches = layout.put(jax.tree.leaves(data.batches), ALL) if resident else None
     if batches is not None and layout.mesh is None and not layout.width:
-        batches = jax.device_put([aligned(leaf) for leaf in batches], where)
-    put = functools.partial(_put_of_seeds, layout)
+        batches = held([aligned(leaf) for leaf in batches], ALL)
     return Arrays(
-        start=functools.cache(lambda seeds: put(data.start_of, data.start_per_seed, seeds)),
+        start=functools.cache(lambda seeds: of_seeds(data.start_of, data.start_per_seed, seeds)),
         batches=batches,
-        eval_batch=functools.cache(lambda seeds: put(data.eval_batch_of, data.folds is not None, seeds)),
-        constants={
-            name: jax.device_put(values, where) if layout.mesh is None else layout.put(values, ALL)
-            for name, values in constants.items()
-        },
+        eval_batch=functools.cache(lambda seeds: of_seeds(data.eval_batch_of, data.folds is not None, seeds)),
+        constants={name: held(values, ALL) for name, values in constants.items()},
         keys=functools.cache(lambda seeds: np.stack([data.key(seed) for seed in seeds])),
         orders=functools.cache(lambda seeds, steps: np.stack([data.order(seed, steps) for seed in seeds])),
     )
-
-
-def _put_of_seeds(
-    layout: Layout, of_seed: Callable[[int], PyTree], per_seed: bool, seeds: tuple[int, ...]
-) -> list[Any]:
-    """Leaves of some seeds where the programs read them: one copy on the device for all calls."""
-    if per_seed and layout.seeds > 1:
-        each = [[key_bits(leaf) for leaf in jax.tree.leaves(of_seed(seed))] for seed in seeds]
-        leaves = [np.stack([np.asarray(leaf) for leaf in some]) for some in zip(*each, strict=True)]
-    else:
-        leaves = [key_bits(leaf) for leaf in jax.tree.leaves(of_seed(seeds[0]))]
-    if layout.mesh is None:
-        return jax.device_put(leaves, layout.sharding(ALL))
-    return layout.put(leaves, SEEDS if per_seed else ALL)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from .layout import Layout
 from .leaves import key_bits
-from .stops import judged, track_of_start
+from .stops import TRACK_OF_START, judged
 from .task import Form
 from .traces import Traces
 
@@ -68,16 +68,13 @@ class Builder(NamedTuple):
         has_seeds = self.layout.seeds > 1 and self.layout.starts
         return jax.vmap(of_seed)(start) if has_seeds else of_seed(start)
 
-    @property
-    def seed_of_start(self) -> int | None:
-        return 0 if self.layout.starts else None
-
     def train(
         self, moving: list[Any], track: Any, start: list[Any], constants: list[list[Any]], lane: list[Any], t: Any,
         count: Any, end: Any, factor: Any, batches: list[Any], order: Any, ceiling: Any, key: Any, seed: Any,
     ) -> tuple[list[Any], Any, Any]:  # fmt: skip
         """See `program.Programs.train`."""
-        layout, of_start, of_seed = self.layout, self.seed_of_start, 0 if self.layout.seeds > 1 else None
+        layout = self.layout
+        of_start, of_seed = (0 if differs else None for differs in (layout.starts, layout.seeds > 1))
         fixed = self.fixed(start, constants[0], lane)
 
         def begun() -> tuple[list[Any], Any]:
@@ -86,7 +83,7 @@ class Builder(NamedTuple):
                 return [key_bits(leaf) for leaf in own]
 
             rows = spread(of_row, layout, (of_start, None, 0), (None, 0, None))(start, lane, seed)
-            return rows, jnp.broadcast_to(track_of_start(), track.shape)
+            return rows, jnp.broadcast_to(TRACK_OF_START, track.shape)
 
         # A loop of one round at most: it works in place, where a `cond` copies all that it passes on.
         _, *began = jax.lax.while_loop(
@@ -154,13 +151,9 @@ class Builder(NamedTuple):
         return [jax.lax.dynamic_index_in_dim(leaf, at, keepdims=False) for leaf in batches]
 
     def evaluate(
-        self,
-        moving: list[Any],
-        start: list[Any],
-        constants: list[list[Any]],
-        lane: list[Any],
+        self, moving: list[Any], start: list[Any], constants: list[list[Any]], lane: list[Any],
         eval_batch: list[Any],
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """See `program.Programs.evaluate`."""
         form, layout = self.form, self.layout
         of_begin, of_evaluate = constants
@@ -172,7 +165,7 @@ class Builder(NamedTuple):
             leaves = evaluated(of_evaluate, carry, form.eval_batch.typed(eval_batch))
             return jnp.stack(list(evaluated.out.tree(leaves).values()))
 
-        of_seed = (0, self.seed_of_start, 0 if layout.folds else None)
+        of_seed = (0, 0 if layout.starts else None, 0 if layout.folds else None)
         return spread(one, layout, of_seed, (0, None, None), 1)(
             moving, self.fixed(start, of_begin, lane), eval_batch
         )

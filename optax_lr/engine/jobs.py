@@ -121,8 +121,7 @@ class Feed:
         layout, runs = work.layout, work.runs
         rows, some = job.rows, job.some
         self._work, self._job = work, job
-        ends = np.where(rows >= 0, runs.columns["steps"][rows], 0).astype(np.int32)
-        self.ends = ends
+        self.ends = np.where(rows >= 0, runs.columns["steps"][rows], 0).astype(np.int32)
         self.eval_steps = runs.eval_steps[some[0]] if work.names[1] else ()
         first_rows = rows.max(axis=0)
         lanes = np.where(first_rows >= 0, first_rows, some[0])
@@ -131,12 +130,12 @@ class Feed:
         self.of_train = [work.arrays.constants["begin"], work.arrays.constants["step"]]
         self.of_evaluate = [work.arrays.constants["begin"], work.arrays.constants["evaluate"]]
         ceilings = np.where((rows >= 0)[..., None], work.ceilings[rows], np.float32(np.inf))
-        self.end = layout.put([ends.reshape(layout.rows)], ROWS)[0]
+        self.end = layout.put([self.ends.reshape(layout.rows)], ROWS)[0]
         self.ceiling = layout.put([ceilings.reshape(*layout.rows, -1)], ROWS)[0]
         self.key = self._of_seeds(work.arrays.keys(job.seeds))
         self.seed = self._of_seeds(np.array(job.seeds, np.int32))
         self.factor = self.number(work.factor)
-        self.orders = work.arrays.orders(job.seeds, int(ends.max()))
+        self.orders = work.arrays.orders(job.seeds, int(self.ends.max()))
         self._ahead: tuple[int, list[Any], np.ndarray] | None = None
 
     def number(self, value: Any) -> Any:

@@ -128,12 +128,7 @@ def arguments(
 
 
 def _compiled(
-    function: Callable,
-    layout: Layout,
-    arguments: Sequence[tuple[Any, str]],
-    *,
-    out: Any,
-    donated: tuple = (),
+    function: Callable, layout: Layout, arguments: Sequence[tuple[Any, str]], *, out: Any, donated: tuple = ()
 ) -> Any:
     """The executable of a function; on a mesh of lanes every device has a loop of its own.
 

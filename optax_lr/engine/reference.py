@@ -4,7 +4,6 @@ It is the lane of rate 0, made of forward passes. Where a step neither draws ran
 a batch gives the same whenever it comes: then each batch is looked at once for each start.
 """
 
-from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -68,47 +67,33 @@ def completed(
     passes = known.passes
     if found is not None and not wanted.of_starts(form):
         passes += int(found.columns["done"].sum())
+
+    def by_step(name: str) -> np.ndarray:
+        """A metric of every step of every seed; from those of batches where each gives the same at any time."""
+        old = dict(zip(known.seeds.tolist(), known.metrics.get(name, []), strict=True))
+        new = {} if found is None else {seed: found.metrics[name][row] for seed, row in rows.items()}
+        if form.repeats:
+            # Of each start, what is known of every batch.
+            tables: dict[int, np.ndarray] = {}
+            for seed, values in (old | new).items():
+                start = seed if data.start_per_seed else 0
+                table = tables.setdefault(start, np.full(data.num_batches, np.nan, np.float32))
+                table[data.order(seed, len(values))] = values
+            new = {
+                seed: tables[seed if data.start_per_seed else 0][data.order(seed, wanted.longest)]
+                for seed in seeds
+            }
+        return np.stack([*old.values(), *(new[seed] for seed in seeds)])
+
     if wanted.judge == "metrics":
-        new = found.metrics if found is not None else {}
-        reported = {
-            name: _by_step(known, name, new.get(name), rows, seeds, wanted, form, data)
-            for name in (known.metrics if found is None else new)
-        }
-        return Reference(every, reported, {}, (), passes)
-    evals = known.evals if found is None else found.evals
+        names = known.metrics if found is None else found.metrics
+        return Reference(every, {name: by_step(name) for name in names}, {}, (), passes)
     # A seed that shares its start with the first one has its evaluations.
     reported = {
         name: np.stack([*known.evals.get(name, []), *(values[rows.get(seed, 0)] for seed in seeds)])
-        for name, values in evals.items()
+        for name, values in (known.evals if found is None else found.evals).items()
     }
     return Reference(every, {}, reported, known.eval_steps if found is None else found.eval_steps[0], passes)
-
-
-def _by_step(
-    known: Reference,
-    name: str,
-    found: np.ndarray | None,
-    rows: Mapping[int, int],
-    seeds: Sequence[int],
-    wanted: Wanted,
-    form: Form,
-    data: Data,
-) -> np.ndarray:
-    """A metric of every step of every seed, from those of batches where each gives the same whenever it comes."""
-    old = dict(zip(known.seeds.tolist(), known.metrics.get(name, []), strict=True))
-    new = {} if found is None else {seed: found[row] for seed, row in rows.items()}
-    if form.repeats:
-        # Of each start, what is known of every batch.
-        tables: dict[int, np.ndarray] = {}
-        for seed, values in (old | new).items():
-            start = seed if data.start_per_seed else 0
-            table = tables.setdefault(start, np.full(data.num_batches, np.nan, np.float32))
-            table[data.order(seed, len(values))] = values
-        new = {
-            seed: tables[seed if data.start_per_seed else 0][data.order(seed, wanted.longest)]
-            for seed in seeds
-        }
-    return np.stack([*old.values(), *(new[seed] for seed in seeds)])
 
 
 def _new(known: Reference, plan: Plan) -> list[int]:

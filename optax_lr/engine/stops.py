@@ -13,12 +13,8 @@ DEBIASING = (1 / (1 - AVERAGE_DECAY ** np.arange(1.0, 200.0))).astype(np.float32
 MOST_STEPS = 2**24
 # What a run is stopped by: its first loss, the decayed sum of losses, the lowest of its debiased averages, the step
 # at which it stopped or -1, and why (an index of `runs.WHY`). One array: one kernel.
-TRACK = 5
-
-
-def track_of_start() -> np.ndarray:
-    """The track of a run before its first step."""
-    return np.array([0, 0, np.inf, -1, 0], np.float32)
+TRACK_OF_START = np.array([0, 0, np.inf, -1, 0], np.float32)
+TRACK = len(TRACK_OF_START)
 
 
 def judged(track: Any, at: Any, loss: Any, factor: Any, ceiling: Any, end: Any) -> tuple[Any, Any]:

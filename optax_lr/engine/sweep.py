@@ -75,11 +75,9 @@ def sweep(
       eval_steps: after how many steps `evaluate` is called, increasing, in [1, num_steps].
       return_carries: whether the final carries are returned, with leading axes [seeds, lanes].
       stop_factor: how far the average may rise; above 0.
-      lanes_at_once: how many lanes ride in one `vmap` on each device. "auto": on an accelerator as many as its
-        memory holds, in equal chunks; on one CPU device one lane a core, on host threads; on several one each.
-      mesh: the devices that lanes are split over, whatever its axes; all of them by default, on all hosts, and
-        every host gets the whole result. A carry that arrives sharded keeps its sharding: its lanes then go one
-        after the other.
+      lanes_at_once: how many lanes ride in one `vmap` on each device, or "auto"; see `Engine`.
+      mesh: the devices that lanes are split over, all of them by default; a carry that arrives sharded keeps its
+        sharding, as parameters do, see `Engine`.
       checkpoint: a directory, see `Engine`. A sweep that was killed and is called again ends with the bits of an
         undisturbed one.
       progress: whether a bar shows steps, lanes alive and the best loss, where there is a terminal.
@@ -116,7 +114,7 @@ def sweep(
     # Names that JAX sorts in the order of the leaves.
     named = {f"{at:04d}": leaf for at, leaf in enumerate(leaves)}
     task = _task(step, init, evaluate if evals else None, structure, list(named))
-    data = _data(carry, batches, length, num_seeds, key, carry_per_seed, per_seed, eval_batch)
+    data = _data(carry, batches, length, key, carry_per_seed, per_seed, eval_batch)
     opening = Opening(
         lane={name: leaf[0] for name, leaf in named.items()},
         lanes=num_lanes,
@@ -162,7 +160,6 @@ def _data(
     carry: PyTree,
     batches: PyTree | Iterable[PyTree],
     num_steps: int,
-    seeds: int,
     key: Array | None,
     carry_per_seed: bool,
     per_seed: bool,

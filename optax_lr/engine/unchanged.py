@@ -173,8 +173,7 @@ def _while(equation: Any, values: list[Any]) -> list[Any]:
 def _loop(body: Any, consts: list[Any], carry: list[Any], rest: list[Any]) -> list[Any]:
     """What is known of a loop's carry after any number of turns: entries that its body hands on."""
     # Assume that all entries are kept, and drop those that are not until nothing changes.
-    kept = [("carry", at) for at in range(len(carry))]
-    assumed: list[Any] = list(kept)
+    assumed: list[Any] = [("carry", at) for at in range(len(carry))]
     while True:
         found = _call(body, [*consts, *assumed, *rest]) or [None] * len(assumed)
         held = [
@@ -187,8 +186,7 @@ def _loop(body: Any, consts: list[Any], carry: list[Any], rest: list[Any]) -> li
 
 def _shard_map(equation: Any, values: list[Any]) -> list[Any]:
     """An input that comes out of a mapped function as it went in, split in the same way."""
-    inputs = list(range(len(values)))
-    found = _outputs(equation.params["jaxpr"], [], inputs)
+    found = _outputs(equation.params["jaxpr"], [], list(range(len(values))))
     specs = equation.params["in_specs"]
     return [
         values[at] if isinstance(at, int) and specs[at] == spec else None

@@ -246,11 +246,8 @@ def enable_x64(wide: bool) -> Any:
 @contextlib.contextmanager
 def asked_to_stop(stop: threading.Event) -> Iterator[None]:
     """While runs are under way Ctrl-C sets a flag: calls end, state is saved, nothing is torn."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-    if before in (None, signal.SIG_IGN):
+    before, main = signal.getsignal(signal.SIGINT), threading.main_thread()
+    if threading.current_thread() is not main or before in (None, signal.SIG_IGN):
         yield
         return
     signal.signal(signal.SIGINT, lambda *_: stop.set())
