@@ -7,6 +7,7 @@ resumed search finishes them and goes on. Only the first host writes; hosts read
 
 import contextlib
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -93,14 +94,12 @@ class Folder:
             raise ValueError(
                 f"checkpoint={str(self.path)!r} must be a directory, and a file is there."
             ) from error
-        try:
-            import fcntl
-        except ImportError:  # Windows has no such lock
+        # Windows has no such lock.
+        if jax.process_index() != 0 or importlib.util.find_spec("fcntl") is None:
             yield
             return
-        if jax.process_index() != 0:
-            yield
-            return
+        import fcntl
+
         with open(self.path / "lock", "w") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -182,22 +181,12 @@ def _read(path: Path) -> Saved:
     # Opened here: NumPy leaves a torn file open.
     with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
         arrays = {name: file[name] for name in file.files}
-    below = {part: _below(arrays, f"{part}/") for part in ("runs", "kept", "under_way")}
-    rows: dict[int, dict[str, np.ndarray]] = {}
-    for name, values in below["under_way"].items():
-        at, _, rest = name.partition("/")
-        rows.setdefault(int(at), {})[rest] = values
-    under_way = [
-        UnderWay(
-            each["rows"],
-            int(each["t"]),
-            int(each["made"]),
-            [each[str(i)] for i in range(len(each) - len(_NUMBERS))],
-        )
-        for each in rows.values()
-    ]
-    settings = json.loads(str(arrays["settings"]))
-    return Saved(settings, Runs.from_arrays(below["runs"]), under_way, below["kept"])
+    under_way: list[UnderWay] = []
+    while each := _below(arrays, f"under_way/{len(under_way)}/"):
+        leaves = [each[str(i)] for i in range(len(each) - len(_NUMBERS))]
+        under_way.append(UnderWay(each["rows"], int(each["t"]), int(each["made"]), leaves))
+    runs, settings = Runs.from_arrays(_below(arrays, "runs/")), json.loads(str(arrays["settings"]))
+    return Saved(settings, runs, under_way, _below(arrays, "kept/"))
 
 
 def _below(arrays: Mapping[str, np.ndarray], prefix: str) -> dict[str, np.ndarray]:

@@ -122,13 +122,8 @@ class Runs:
         count, before = len(plan.seeds), len(self)
         self.lanes = _below(self.lanes, plan.lanes, before)
         self.tables = _below(self.tables, plan.tables, before)
-        asked: dict[str, Any] = {
-            "seed": plan.seeds,
-            "steps": plan.steps,
-            "stage": plan.stage,
-            "round": self.rounds,
-            "stopped_at": -1,
-        }
+        asked: dict[str, Any] = {"seed": plan.seeds, "steps": plan.steps, "stage": plan.stage}
+        asked |= {"round": self.rounds, "stopped_at": -1}
         for name, values in self.columns.items():
             new = np.broadcast_to(np.asarray(asked.get(name, 0)), (count,))
             self.columns[name] = np.concatenate([values, new.astype(np.int64)])
@@ -190,19 +185,15 @@ class Runs:
         return [record(int(row)) for row in rows]
 
     def __str__(self) -> str:
-        head = f"{'row':>4} {'round':>5} {'stage':>5} {'seed':>4} {'steps':>7} {'done':>7}  "
-        lines = [head + "lane"]
+        line, names = "{:>4} {:>5} {:>5} {:>4} {:>7} {:>7}  {}", ("round", "stage", "seed", "steps", "done")
+        lines = [line.format("row", *names, "lane")]
         for row in range(len(self)):
-            numbers = [int(self.columns[name][row]) for name in ("round", "stage", "seed", "steps", "done")]
+            numbers = [int(self.columns[name][row]) for name in names]
             lane = ", ".join(
                 f"{name}={values[row]:.4g}" for name, values in self.lanes.items() if values.ndim == 1
             )
             why = WHY[self.columns["why"][row]]
-            lines.append(
-                "{:>4} {:>5} {:>5} {:>4} {:>7} {:>7}  ".format(row, *numbers)
-                + lane
-                + (f" ({why})" if why else "")
-            )
+            lines.append(line.format(row, *numbers, f"{lane} ({why})" if why else lane))
         return "\n".join(lines)
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -34,12 +34,14 @@ class Session:
       runs: its table, as saved or empty.
       stopped: whether Ctrl-C has asked it to end.
       words: how its lanes are laid out.
+      kept: by row, the carries that were kept, as flat lists of host arrays.
+      skipped, redone: how many steps were read from a checkpoint, and how many made after it are made again.
     """
 
     def __init__(
         self, engine: Any, task: Task, data: Data, opening: Opening, folder: Folder | None, bar: Bar
     ):
-        self.stopped = False
+        self.stopped, self.skipped, self.redone = False, 0, 0
         self._engine, self._task, self._data, self._opening = engine, task, data, opening
         self._folder, self._bar = folder, bar
         self._programs = ProgramsOf(task, data, opening.lane, power_of_two(opening.longest))
@@ -55,28 +57,13 @@ class Session:
         )
         self.form, self.words = self._programs.form, self._machine.words
         self.runs = Runs(self.form.metrics, self.form.evals)
-        self._kept, self._pace, self._deposits = Kept(opening.keep), Pace(), dict[int, UnderWay]()
+        self.kept, self._pace, self._deposits = Kept(opening.keep), Pace(), dict[int, UnderWay]()
         self._lock, self._saving = threading.Lock(), threading.Lock()
         self._settings = {} if folder is None else self._all_settings()
         if saved is not None:
             self._resume(saved)
         self.runs.judgment = opening.judgment
         bar.write(self.words)
-
-    @property
-    def kept(self) -> dict[int, list[np.ndarray]]:
-        """By row, the carries that were kept, as flat lists of host arrays."""
-        return self._kept.leaves
-
-    @property
-    def skipped(self) -> int:
-        """How many steps were read from a checkpoint."""
-        return self._folder.skipped if self._folder else 0
-
-    @property
-    def redone(self) -> int:
-        """How many steps that had been made after the checkpoint are made again."""
-        return self._folder.redone if self._folder else 0
 
     def run(self, plan: Plan, description: str) -> None:
         """Ask for the rows of a plan and run them: a round; before it, what they would give without training."""
@@ -85,15 +72,12 @@ class Session:
         rows = self.runs.append(plan)
         self._save()
         self._finish(rows, description)
-        self._tell(rows, description)
 
     def finish(self, description: str) -> None:
         """Run the rows that were asked for before a kill, and have not ended; with the ceilings of their round."""
         if len(rows := self.runs.unfinished()):
             rounds = self.runs.columns["round"]
-            every = np.flatnonzero(rounds == rounds[rows[0]])
-            self._finish(every, description)
-            self._tell(every, description)
+            self._finish(np.flatnonzero(rounds == rounds[rows[0]]), description)
 
     def carry(self, row: int) -> PyTree:
         """A carry that was kept, whole, on the host; random keys as their bits."""
@@ -119,13 +103,14 @@ class Session:
         """
         assert self._folder is not None
         found, path = saved.settings, self._folder.path
+        self.skipped, self.redone = self._folder.skipped, self._folder.redone
         if differs := [name for name, value in self._settings.items() if found.get(name) != value]:
             raise ValueError(
                 f"checkpoint={str(path)!r} is of another search: it differs in {', '.join(differs)}."
             )
         self.runs = saved.runs
         self._deposits.update({int(each.rows[0]): each for each in saved.under_way})
-        self._kept.restore(saved.kept, self.form.own.bits())
+        self.kept.restore(saved.kept, self.form.own.bits())
         self._bar.write(
             f"resumed from {path}: {self.skipped} steps skipped, {self.redone} done again", always=True
         )
@@ -156,18 +141,12 @@ class Session:
                     self._settings,
                     self.runs.take(np.arange(len(self.runs))),
                     list(self._deposits.values()),
-                    self._kept.arrays(),
+                    self.kept.arrays(),
                 )
             self._folder.save(saved)
             self._folder.saved_at = time.monotonic()
         finally:
             self._saving.release()
-
-    def _tell(self, rows: np.ndarray, description: str) -> None:
-        """Hand a round that has ended to whoever asked for it."""
-        told = self._engine.on_round
-        if told is not None and not self.stopped and jax.process_index() == 0:
-            told([{"description": description, **run} for run in self.runs.records(rows)])
 
     def _observe(self, plan: Plan, wanted: Wanted) -> bool:
         """Complete the reference by the seeds of a plan; whether nothing interrupted it."""
@@ -207,8 +186,11 @@ class Session:
         self.stopped = bool(layout.agree(work.stop.is_set()))
 
     def _finish(self, rows: np.ndarray, description: str) -> None:
-        ceilings = self._ceilings_of(rows)
+        """Run the rows of a round to their ends, and hand them to whoever asked for them."""
+        ceilings, told = self._ceilings_of(rows), self._engine.on_round
         self._run_where_it_fits(functools.partial(self._attempt, rows, description, ceilings))
+        if told is not None and not self.stopped and jax.process_index() == 0:
+            told([{"description": description, **run} for run in self.runs.records(rows)])
 
     def _run_where_it_fits(self, attempt: Callable[[], None]) -> None:
         """Run some rows; anew, with half the lanes at once, whenever the device runs out of memory."""
@@ -261,7 +243,7 @@ class Session:
             spares=[],
             deposits=self._deposits,
             deposit_every=None if self._folder is None else checkpoints.SECONDS_BETWEEN_SAVES / 2,
-            keep=self._kept.offer,
+            keep=self.kept.offer,
             say=self._say,
             save_if_due=self._save_if_due,
         )
