@@ -41,12 +41,8 @@ class Machine:
         mesh: Mesh | None,
     ):
         self.form, self.room = of_task.form, of_task.room
-        self._of_task, self._data, self._lanes, self._names = (
-            of_task,
-            data,
-            opening.lanes,
-            sorted(opening.lane),
-        )
+        self._of_task, self._data = of_task, data
+        self._lanes, self._names = opening.lanes, sorted(opening.lane)
         self._choice = choose(
             self.form,
             data,

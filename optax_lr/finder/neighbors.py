@@ -51,7 +51,7 @@ def next_rate(curve: LRCurve) -> float | None:
 
     Beside a rate that diverged it is the middle between both, until they are closer than 1.25; see `edge_rate`.
     None where the best is at an edge or both gaps are small. (A sharp optimum lies between lanes as often as at
-    one, and a parabola through three of them does not see it.)
+    one, and a curve through them does not show it.)
     """
     rates, end = curve.learning_rates, end_of(curve)
     if end is None:

@@ -47,6 +47,11 @@ def lost_above(heights: np.ndarray, lane: int) -> bool:
 
 
 def usable(curve: LRCurve) -> list[Judged]:
+    """The runs after as many steps as they can be compared at.
+
+    Raises:
+      ValueError: every rate diverged.
+    """
     refuse_more_axes(curve)
     points = judged(curve)
     if not points[-1].survives:
@@ -62,6 +67,7 @@ def end_of(curve: LRCurve) -> Judged | None:
 
 
 def stands_beside_lost(point: Judged) -> bool:
+    """Whether the rate above the best one diverged."""
     return lost_above(point.heights, lowest_lane(point.heights))
 
 
