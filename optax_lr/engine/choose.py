@@ -167,6 +167,11 @@ def _or_none(compiled: Callable[[Layout], Programs], layout: Layout) -> Programs
     try:
         return compiled(layout)
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        if not ran_out_of_memory(error):
             raise
         return None
+
+
+def ran_out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+    """Whether a device had too little memory, to compile a program for it or to run one."""
+    return "RESOURCE_EXHAUSTED" in str(error)

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from .arrays import placed
 from .batches import Data
-from .choose import choose, fitted
+from .choose import choose, fitted, ran_out_of_memory
 from .jobs import streamed_batches
 from .layout import Layout
 from .opening import Opening
@@ -81,7 +81,7 @@ class Machine:
         try:
             attempt()
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error) or self.layout.width <= self.layout.devices:
+            if not ran_out_of_memory(error) or self.layout.width <= self.layout.devices:
                 raise
             return False
         return True

@@ -7,6 +7,7 @@ import numpy as np
 
 from ..engine.runs import Runs
 from ..types import Bool, Float, Int
+from .comparison import vertex
 from .model import SLOPES, Edge, Points, Values, at_horizon
 from .views import final_height, final_loss
 
@@ -186,13 +187,8 @@ class Belief:
     @property
     def octave(self) -> float:
         """The best rate's: the vertex of the parabola through the lowest cost and those beside it."""
-        at = self.best
-        if not 0 < at < len(self.grid) - 1:
-            return float(self.grid[at])
-        left, here, right = self.cost[at - 1 : at + 2]
-        bend = left + right - 2 * here
-        move = 0.5 * (left - right) / bend if bend > 1e-12 else 0.0
-        return float(self.grid[at] + FINENESS * np.clip(move, -0.5, 0.5))
+        at, move = vertex(self.cost)
+        return float(self.grid[at] + FINENESS * move)
 
     @property
     def interval(self) -> tuple[float, float]:

@@ -34,6 +34,19 @@ def lowest_lane(heights: np.ndarray) -> int:
     return int(np.nanargmin(heights.mean(axis=0)))
 
 
+def vertex(values: np.ndarray) -> tuple[int, float]:
+    """The lowest of evenly spaced values, and how far from it the parabola through it and its neighbors is lowest.
+
+    That is a share of their distance, at most half of it; 0 at an end, and where they are flat.
+    """
+    at = int(values.argmin())
+    if not 0 < at < len(values) - 1:
+        return at, 0.0
+    left, here, right = values[at - 1 : at + 2]
+    bend = left + right - 2 * here
+    return at, float(np.clip(0.5 * (left - right) / bend, -0.5, 0.5)) if bend > 1e-12 else 0.0
+
+
 def fall_of(heights: np.ndarray) -> float:
     """How far the best rate fell, of the seeds' mean: the unit of tolerances. 0 where none did, or none is left."""
     means = heights.mean(axis=0)

@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from .. import checks
+from ..engine.batches import power_of_two
 from ..engine.engine import Engine
 from ..engine.opening import Opening
 from ..engine.reference import Wanted
@@ -225,12 +226,11 @@ def without_training(posed: Posed, longest: int, evals: Sequence[int]) -> Wanted
 
 def example_lane(lanes: Mapping[str, Any], longest: int) -> dict[str, Any]:
     """A lane as the engine sees it, with a table of the longest run's room."""
-    room = 1 << (longest - 1).bit_length()
     numbers = {
         name: np.asarray(value, np.float32 if np.asarray(value).dtype.kind == "f" else np.int32)
         for name, value in lanes.items()
     }
-    return {**numbers, TABLE: np.zeros(room, np.float32)}
+    return {**numbers, TABLE: np.zeros(power_of_two(longest), np.float32)}
 
 
 def bounds(low: Any, high: Any) -> tuple[float, float]:

@@ -5,7 +5,16 @@ from typing import NamedTuple
 import numpy as np
 
 from ..types import Float
-from .comparison import excess, interval, lowest_lanes, near_best, of_mean, pooled_deviation, span_around
+from .comparison import (
+    excess,
+    interval,
+    lowest_lanes,
+    near_best,
+    of_mean,
+    pooled_deviation,
+    span_around,
+    vertex,
+)
 
 # The curve is a Gaussian process: over how many octaves it bends at least, and by how much it varies.
 WIDTH, HEIGHT = 1.0, 2.0
@@ -39,12 +48,7 @@ class Smooth(NamedTuple):
     @property
     def lowest(self) -> float:
         """The rate of the lowest value: the vertex of the parabola through the lowest point and those beside it."""
-        at = int(self.values.argmin())
-        if not 0 < at < len(self.values) - 1:
-            return float(self.rates[at])
-        left, here, right = self.values[at - 1 : at + 2]
-        bend = left + right - 2 * here
-        move = float(np.clip(0.5 * (left - right) / bend, -0.5, 0.5)) if bend > 0 else 0.0
+        at, move = vertex(self.values)
         return float(self.rates[at] * (self.rates[1] / self.rates[0]) ** move)
 
     def within(self, most: float) -> tuple[float, float]:
@@ -73,8 +77,9 @@ def smooth(rates: np.ndarray, heights: np.ndarray, folds: int = 1) -> Smooth | N
     Source: Rasmussen and Williams 2006, "Gaussian Processes for Machine Learning", eq. 2.25 and 2.30.
     """
     noise, own = _deviations(heights, folds)
-    lanes, ends = _around(rates, excess(heights), noise)
-    x, above, own = np.log2(rates[lanes]), excess(heights)[lanes], own[lanes]
+    every = excess(heights)
+    lanes, ends = _around(rates, every, noise)
+    x, above, own = np.log2(rates[lanes]), every[lanes], own[lanes]
     if len(x) < 3 or not above.any():
         return None
     at = int(above.argmin())
