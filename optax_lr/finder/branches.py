@@ -14,7 +14,7 @@ import numpy as np
 
 from ..engine.runs import Runs
 from . import outcomes
-from .beliefs import FINENESS, LOST, UNIT, Belief
+from .beliefs import FINENESS, LOST, Belief
 from .budget import FIRST_LANES, LANES, MOST_RUNS, Budgeted, Lane, Rung
 from .curve import LRCurve
 from .judging import judged
@@ -117,7 +117,9 @@ class Branches(Budgeted):
             learning_rate=self.now,
             low=min(found.low, self.now),
             high=max(found.high, self.now),
-            expected_excess=float((found.expected_excess + UNIT) * np.exp(max(mean, 0.0)) - UNIT),
+            expected_excess=float(
+                (found.expected_excess + belief.unit) * np.exp(max(mean, 0.0)) - belief.unit
+            ),
         )
 
     def _reason(self, curve: LRCurve, last: Round, rounds: int) -> str:
@@ -143,7 +145,7 @@ class Branches(Budgeted):
 
     def _first_long(self, belief: Belief, lanes: int) -> list[Lane]:
         """The best rate, the present one, and those beside the best."""
-        best = float(self.grid[belief.best])
+        best = float(belief.grid[belief.best])
         wanted = np.clip([best, self.octave, best + BESIDE, best - BESIDE], self.grid[0], self.grid[-1])
         return [(octave, 0) for octave in dict.fromkeys(wanted.tolist())][:lanes]
 

@@ -10,11 +10,12 @@ import numpy as np
 
 from ..engine.runs import PASSES_PER_STEP, Plan, Runs
 from . import classic, outcomes, rules
-from .beliefs import FINENESS, Belief, seen_in
+from .beliefs import FINENESS, Belief
 from .curve import LRCurve
 from .judging import judged
 from .optimizer import TABLE
 from .policy import WIDEST, AllDivergedError, Asked, Bounds, Policy, Tables
+from .seen import seen_in
 from .spending import SHORTEST, Spending
 from .suggestion import Round, Suggestion
 from .views import curve_of, ends_of
@@ -122,6 +123,8 @@ class Budgeted(Policy):
         if belief.excess < self.spend.tolerance or len(runs) >= MOST_RUNS + 2 * self.spend.budget:
             return None
         left = self.spend.steps - runs.price
+        if again := self._again(runs, left):
+            return self._asked(again, 0)
         for stage, steps in enumerate(self.lengths):
             most = self._left(runs, stage, left)
             lanes = self._of_round(runs, stage, most)
@@ -137,6 +140,13 @@ class Budgeted(Policy):
             if chosen := self._affordable(chosen, steps, runs, left):
                 return self._asked(chosen, stage)
         return None
+
+    def _again(self, runs: Runs, left: int) -> list[Lane]:
+        """The best of the first rates on a second seed, which tells whether runs have noise at all."""
+        if runs.rounds > 1 or self.spend.max_rounds is not None or self.spend.budget < MIDDLE_BUDGET:
+            return []
+        seen = seen_in(runs, self.spend.horizon)
+        return self._affordable([(seen.best_of(~seen.lost), 1)], self.lengths[0], runs, left)
 
     def belief(self, runs: Runs) -> Belief:
         """What is believed of all rates.

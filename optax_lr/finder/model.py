@@ -33,8 +33,10 @@ WIDTHS, HEIGHTS, NOISES = (1.5, 3.0), (0.3, 1.0), (0.005, 0.02, 0.06, 0.2)
 ALIKE_HALVINGS, OFFSET = 4.0, 10.0
 # Of the variance of the noise, what all runs of one seed have in common.
 SHARED = 0.5
-# By how many octaves the edge of divergence falls where runs are twice as long; over how many it is crossed.
-FALLS, SOFTNESSES = (0.0, 0.25), (0.1, 0.3, 1.0)
+# By how many octaves the edge of divergence falls where runs are twice as long; over how many it is crossed, and
+# over how many where runs have no noise. How many octaves apart the edges are that may be, and those of the latter.
+FALLS, SOFTNESSES, SHARP = (0.0, 0.25), (0.1, 0.3, 1.0), (0.02,)
+APART, SHARP_APART = 0.25, 0.0625
 # Members of less weight than this, relative to the best, are left out.
 LEAST_WEIGHT = 1e-2
 
@@ -116,11 +118,18 @@ class Values:
 
 
 class Edge:
-    """The posterior of the chance that a run is lost, which rises with its rate."""
+    """The posterior of the chance that a run is lost, which rises with its rate; where it is `sharp`, at one."""
 
-    def __init__(self, seen: Points, lost: Bool[np.ndarray, " rows"], grid: Float[np.ndarray, " points"]):
-        edges = np.arange(grid[0] - 4, grid[-1] + 8, 0.25)
-        every = np.meshgrid(edges, FALLS, SOFTNESSES, indexing="ij")
+    def __init__(
+        self,
+        seen: Points,
+        lost: Bool[np.ndarray, " rows"],
+        grid: Float[np.ndarray, " points"],
+        *,
+        sharp: bool = False,
+    ):
+        edges = np.arange(grid[0] - 4, grid[-1] + 8, SHARP_APART if sharp else APART)
+        every = np.meshgrid(edges, FALLS, SHARP if sharp else SOFTNESSES, indexing="ij")
         self._edge, self._fall, self._softness = map(np.ravel, every)
         chance = np.clip(self._chances(seen), 1e-6, 1 - 1e-6)
         logs = np.where(lost, np.log(chance), np.log1p(-chance)).sum(1)

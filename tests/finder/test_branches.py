@@ -109,6 +109,17 @@ def test_the_present_rate_is_among_the_first_long_branches():
     assert np.isclose(first.lanes["learning_rate"], NOW).any() and set(first.columns["steps"]) == {long}
 
 
+@pytest.mark.parametrize("best", [-3.0, 0.0, 2.0])
+def test_the_first_long_branches_lie_around_the_best_rate(best):
+    # Rates that did far worse are no longer compared, so the best one is another of fewer.
+    def loss_of(octave, steps, seed):
+        return 0.3 + (octave - best - 0.5 * np.log2(1000 / steps)) ** 2
+
+    _, _, runs = searched(loss_of, untrained=20.0)
+    octaves = np.log2(runs.where(round=1).lanes["learning_rate"] / NOW)
+    assert len(octaves) == 3 and abs(octaves[0] - best) <= 1
+
+
 def test_a_rate_that_gets_worse_than_all_is_left_for_less_and_it_is_said_so():
     found, *_ = searched(lambda octave, steps, seed: 1.0 + 0.1 * 2.0**octave)
     assert found.learning_rate < NOW / 2

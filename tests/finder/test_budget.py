@@ -1,5 +1,6 @@
 """Searches by budget: what they cost, what they answer, what they tell of their rounds."""
 
+import dataclasses
 import os
 import signal
 
@@ -17,12 +18,12 @@ import optax_lr.nnx
 from optax_lr.engine.runs import Reference, Runs
 from optax_lr.engine.session import Session
 from optax_lr.finder import tables
-from optax_lr.finder.beliefs import Seen, possible
 from optax_lr.finder.budget import Budgeted
 from optax_lr.finder.combinations import Combinations
 from optax_lr.finder.model import Points
 from optax_lr.finder.optimizer import TABLE
 from optax_lr.finder.policy import Bounds
+from optax_lr.finder.seen import Seen, possible
 from optax_lr.finder.spending import Spending
 
 HORIZON = 200
@@ -99,7 +100,12 @@ def searched(budget, edge=np.inf, starts=(2.3,)):
 
 
 def driven(policy, loss_of, starts=(2.3,)):
-    """A policy on runs of a closed form, to which a lane goes with the log2 of its rate."""
+    """What a policy answers on runs of a closed form."""
+    return policy.answer(replayed(policy, loss_of, starts))
+
+
+def replayed(policy, loss_of, starts=(2.3,)):
+    """The runs of a policy on a closed form, to which a lane goes with the log2 of its rate."""
     runs = Runs(("loss",), ("loss",))
     untrained = np.resize(np.float32(starts), (8, 1))
     runs.reference = Reference(np.arange(8), {}, {"loss": untrained}, (1,), 0)
@@ -111,7 +117,7 @@ def driven(policy, loss_of, starts=(2.3,)):
             runs.evals["loss"][row, 0] = loss
             runs.metrics["loss"][row, :steps] = loss
             runs.end(row, steps, -1 if np.isfinite(loss) else steps - 1, 0)
-    return policy.answer(runs)
+    return runs
 
 
 @pytest.mark.parametrize(("budget", "octaves"), [(1, 1.5), (3, 0.75), (10, 0.4)])
@@ -197,6 +203,45 @@ def test_rates_that_a_drift_cannot_reach_are_ruled_out():
 def test_what_lies_at_an_edge_is_answered_below_it():
     found = searched(10, edge=-7.5)
     assert -9 <= np.log2(found.learning_rate) <= -7.5
+
+
+def edge_at(edge, noise):
+    """A loss that is the lower the higher the rate, up to an edge; with noise, the edge is another for each seed."""
+
+    def loss_of(lane, steps, seed):
+        drawn = np.random.default_rng([seed, steps]).standard_normal()
+        lost = lane["learning_rate"] > edge + 0.3 * noise * drawn
+        return np.nan if lost else 2.3 * 2 ** (-0.7 * (lane["learning_rate"] + 20)) * np.exp(0.1 * noise * drawn)
+
+    return loss_of
+
+
+@pytest.mark.parametrize("edge", [-5.2, -4.87, -4.6])
+@pytest.mark.parametrize(("budget", "octaves"), [(10, 0.75), (25, 0.25)])
+def test_an_edge_without_noise_is_approached(budget, octaves, edge):
+    runs = replayed(policy_of(budget), edge_at(edge, noise=0))
+    answer = policy_of(budget).answer(runs)
+    assert 0 <= edge - np.log2(answer.learning_rate) <= octaves and np.log2(answer.high) <= edge + 0.25
+    # Two seeds tell that there is no noise, and then there are no others.
+    assert np.bincount(runs.columns["seed"])[1:].tolist() == [1]
+
+
+def test_beside_a_noisy_edge_the_best_rate_has_a_second_seed():
+    runs = replayed(policy_of(25), edge_at(-5.0, noise=1))
+    octaves, seeds = np.log2(runs.lanes["learning_rate"]), runs.columns["seed"]
+    long = runs.columns["steps"] == 1000
+    assert len(np.unique(seeds[long])) > 1 and octaves[long & (seeds == 1)].min() < -5
+    assert -7.5 <= np.log2(policy_of(25).answer(runs).learning_rate) <= -5.2
+
+
+def test_runs_are_certain_where_seeds_agree():
+    points = Points(np.array([-4.0, -4, -6, -6]), np.zeros(4), np.array([0, 1, 0, 1]))
+    known = Seen(points, np.array([0.5, 0.5, 0.2, 0.2]), np.zeros(4, bool), 0.02)
+    assert known.certain
+    assert not dataclasses.replace(known, values=np.array([0.5, 0.5, 0.2, 0.21])).certain
+    assert not dataclasses.replace(known, lost=np.array([True, False, False, False])).certain
+    # One seed tells nothing.
+    assert not dataclasses.replace(known, points=points._replace(halvings=np.arange(4.0))).certain
 
 
 def test_a_trace_tells_answer_price_and_chain_of_each_round():
