@@ -206,12 +206,14 @@ def test_what_lies_at_an_edge_is_answered_below_it():
 
 
 def edge_at(edge, noise):
-    """A loss that is the lower the higher the rate, up to an edge; with noise, the edge is another for each seed."""
+    """The higher the rate the lower the loss, up to an edge; with noise, the edge is another for each seed."""
 
     def loss_of(lane, steps, seed):
         drawn = np.random.default_rng([seed, steps]).standard_normal()
         lost = lane["learning_rate"] > edge + 0.3 * noise * drawn
-        return np.nan if lost else 2.3 * 2 ** (-0.7 * (lane["learning_rate"] + 20)) * np.exp(0.1 * noise * drawn)
+        return (
+            np.nan if lost else 2.3 * 2 ** (-0.7 * (lane["learning_rate"] + 20)) * np.exp(0.1 * noise * drawn)
+        )
 
     return loss_of
 
