@@ -74,4 +74,6 @@ class Engine:
             if folder is not None:
                 stack.enter_context(folder.locked())
             bar = stack.enter_context(Bar(opening.description, self.progress))
-            yield Session(self, task, data, opening, folder, bar)
+            session = Session(self, task, data, opening, folder, bar)
+            stack.enter_context(session.interrupts.listening())
+            yield session

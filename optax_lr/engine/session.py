@@ -13,6 +13,7 @@ from ..types import PyTree
 from . import checkpoints
 from .batches import Data, power_of_two
 from .checkpoints import Folder, Saved, UnderWay, digest, digest_of_program
+from .interrupts import Interrupts
 from .jobs import Pace, Work, jobs_of
 from .kept import Kept
 from .layout import context
@@ -24,7 +25,7 @@ from .progress import Bar
 from .reference import Wanted, completed, plan_of
 from .runs import Plan, Runs, edged
 from .task import Task
-from .workers import asked_to_stop, look_at_starts, run_job, run_jobs
+from .workers import look_at_starts, run_job, run_jobs
 
 
 class Session:
@@ -32,7 +33,8 @@ class Session:
 
     Attributes:
       runs: its table, as saved or empty.
-      stopped: whether Ctrl-C has asked it to end.
+      stopped: whether Ctrl-C had asked it to end when it looked last; see `hears`.
+      interrupts: what notes Ctrl-C.
       words: how its lanes are laid out.
       kept: by row, the carries that were kept, as flat lists of host arrays.
       skipped, redone: how many steps were read from a checkpoint, and how many made after it are made again.
@@ -41,7 +43,7 @@ class Session:
     def __init__(
         self, engine: Any, task: Task, data: Data, opening: Opening, folder: Folder | None, bar: Bar
     ):
-        self.stopped, self.skipped, self.redone = False, 0, 0
+        self.stopped, self.skipped, self.redone, self.interrupts = False, 0, 0, Interrupts()
         self._engine, self._task, self._data, self._opening = engine, task, data, opening
         self._folder, self._bar = folder, bar
         self._programs = ProgramsOf(task, data, opening.lane, power_of_two(opening.longest))
@@ -67,11 +69,18 @@ class Session:
 
     def run(self, plan: Plan, description: str) -> None:
         """Ask for the rows of a plan and run them: a round; before it, what they would give without training."""
+        if self.hears():
+            return
         if self._opening.reference is not None and not self._observe(plan, self._opening.reference):
             return
         rows = self.runs.append(plan)
         self._save()
         self._finish(rows, description)
+
+    def hears(self) -> bool:
+        """Whether Ctrl-C has asked the search to end; the same on all hosts, which must ask together."""
+        self.stopped = bool(self._machine.layout.agree(self.interrupts.heard))
+        return self.stopped
 
     def finish(self, description: str) -> None:
         """Run the rows that were asked for before a kill, and have not ended; with the ceilings of their round."""
@@ -156,9 +165,10 @@ class Session:
             found = Runs(form.metrics, form.evals)
             found.append(missing)
             self._run_where_it_fits(functools.partial(self._run_still, found, wanted.of_starts(form)))
-        if not self.stopped:
-            self.runs.reference = completed(known, plan, found, wanted, form, data)
-        return not self.stopped
+        if self.hears():
+            return False
+        self.runs.reference = completed(known, plan, found, wanted, form, data)
+        return True
 
     def _run_still(self, found: Runs, of_starts: bool) -> None:
         """Run the rows of a table without training; where starts tell all, their evaluations."""
@@ -181,16 +191,16 @@ class Session:
             save_if_due=lambda: None,
         )
         jobs = jobs_of(found, np.arange(len(found)), layout)
-        with asked_to_stop(work.stop), context(layout.mesh):
+        with context(layout.mesh):
             run_jobs(work, jobs, look_at_starts if looks else run_job)
-        self.stopped = bool(layout.agree(work.stop.is_set()))
 
     def _finish(self, rows: np.ndarray, description: str) -> None:
         """Run the rows of a round to their ends, and hand them to whoever asked for them."""
         ceilings, told = self._ceilings_of(rows), self._engine.on_round
         self._run_where_it_fits(functools.partial(self._attempt, rows, description, ceilings))
-        if told is not None and not self.stopped and jax.process_index() == 0:
-            told([{"description": description, **run} for run in self.runs.records(rows)])
+        if not self.hears() and told is not None and jax.process_index() == 0:
+            with self.interrupts.paused():
+                told([{"description": description, **run} for run in self.runs.records(rows)])
 
     def _run_where_it_fits(self, attempt: Callable[[], None]) -> None:
         """Run some rows; anew, with half the lanes at once, whenever the device runs out of memory."""
@@ -208,13 +218,11 @@ class Session:
         over = steps - int(runs.columns["steps"][list(unfinished & set(rows.tolist()))].sum())
         self._bar.expect(description, len(rows), steps, over + made)
         work = self._work(ceilings)
-        with asked_to_stop(work.stop):
-            try:
-                with context(layout.mesh):
-                    run_jobs(work, jobs, run_job)
-            finally:
-                self._save()
-        self.stopped = bool(layout.agree(work.stop.is_set()))
+        try:
+            with context(layout.mesh):
+                run_jobs(work, jobs, run_job)
+        finally:
+            self._save()
 
     def _ceilings_of(self, rows: np.ndarray) -> np.ndarray:
         """A ceiling for every step of every row of the table; those of a round know the rounds before."""
@@ -239,7 +247,7 @@ class Session:
             lane_leaves=self._machine.lane_leaves,
             pace=self._pace,
             lock=self._lock,
-            stop=threading.Event(),
+            stop=self.interrupts.stop(),
             spares=[],
             deposits=self._deposits,
             deposit_every=None if self._folder is None else checkpoints.SECONDS_BETWEEN_SAVES / 2,

@@ -5,9 +5,7 @@ calls by time, so that progress shows, state is saved and an interrupt is heard;
 executables and NumPy arrays, and trace nothing.
 """
 
-import contextlib
 import functools
-import signal
 import threading
 import time
 from collections import deque
@@ -241,17 +239,3 @@ def enable_x64(wide: bool) -> Any:
     from jax.experimental import enable_x64 as of_old  # type: ignore[attr-defined]
 
     return of_old(wide)
-
-
-@contextlib.contextmanager
-def asked_to_stop(stop: threading.Event) -> Iterator[None]:
-    """While runs are under way Ctrl-C sets a flag: calls end, state is saved, nothing is torn."""
-    before, main = signal.getsignal(signal.SIGINT), threading.main_thread()
-    if threading.current_thread() is not main or before in (None, signal.SIG_IGN):
-        yield
-        return
-    signal.signal(signal.SIGINT, lambda *_: stop.set())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)

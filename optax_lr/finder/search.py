@@ -147,7 +147,7 @@ def search(posed: Posed, policy: Policy, engine: Engine, opening: Opening) -> Su
     def drive(session: Session) -> None:
         while not session.stopped and (asked := policy.ask(session.runs)) is not None:
             session.run(asked.plan, asked.description)
-        stopped.append(session.stopped)
+        stopped.append(session.hears())
 
     try:
         ended = searched(posed, engine, opening, drive)
@@ -180,7 +180,7 @@ def run_all(
     def drive(session: Session) -> None:
         while not session.stopped and (plan := next_plan(session.runs)) is not None:
             session.run(plan, opening.description)
-        if session.stopped:
+        if session.hears():
             raise KeyboardInterrupt
 
     return searched(posed, engine, opening, drive)

@@ -10,6 +10,7 @@ import pytest
 
 import optax_lr as olr
 from optax_lr.engine.session import Session
+from optax_lr.finder.finalists import Scheduled
 
 X = np.random.default_rng(0).normal(size=(40, 8, 4)).astype(np.float32)
 
@@ -76,3 +77,26 @@ def test_a_quick_search_that_lacks_its_whole_runs_carries_on_the_drift(interrupt
     assert (
         found.horizon == 40 and found.curve.losses.shape[-1] < 40 and "carried on to 40 steps" in found.reason
     )
+
+
+@pytest.mark.parametrize("where", ["on_round", "a policy"])
+def test_between_rounds_it_is_heard_too(monkeypatch, where):
+    handler, told, ask = signal.getsignal(signal.SIGINT), [], Scheduled.ask
+
+    def telling(rows):
+        told.append(len(rows))
+        if where == "on_round" and len(told) == 2:
+            # The user's own handler is in force, so that a function that hangs is left.
+            assert signal.getsignal(signal.SIGINT) is handler
+            os.kill(os.getpid(), signal.SIGINT)
+
+    def asking(self, runs):
+        if where == "a policy" and runs.rounds == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return ask(self, runs)
+
+    monkeypatch.setattr(Scheduled, "ask", asking)
+    with pytest.warns(UserWarning, match="interrupted: its answer is that of 2 finished rounds"):
+        found = search(on_round=telling)
+    assert len(told) == 2 and np.isfinite(found.learning_rate)
+    assert signal.getsignal(signal.SIGINT) is handler
