@@ -34,12 +34,12 @@ ROOMS = {
     "carry": "leaves counts numbers carrying",
     "engine": (
         "results runs unchanged layout leaves traces task batches lengths stops builder program programs choose "
-        "checkpoints progress arrays jobs workers reference opening machine kept session engine sweep"
+        "checkpoints progress arrays jobs workers reference opening machine kept interrupts session engine sweep"
     ),
     "finder": (
         "files display losses merging columns curve suggestion comparison judging smooth outcomes neighbors rules "
         "stable classic regimes suggest verdict histories diagnose grids problem optimizer tables views model "
-        "beliefs ceilings training folds late inputs policy constant quick finalists spending budget "
+        "seen beliefs ceilings training folds late inputs policy constant quick finalists spending budget "
         "branches combinations search ways find sweep ramp_checks range_test refind compared compare "
         "curvature transfer"
     ),

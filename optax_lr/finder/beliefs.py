@@ -56,15 +56,45 @@ class Belief:
         return self._seen.best_of(self._seen.longest)
 
     @property
+    def _edge_above(self) -> float:
+        """The octave of the lost run of the horizon that the best one stands beside; infinite if there is none."""
+        return self._lost_above(self._seen.points.halvings == 0)[1]
+
+    def _lost_above(self, here: Bool[np.ndarray, " rows"]) -> tuple[float, float]:
+        """The octave of the best of some runs, and that of the next higher one if that was lost, else infinity."""
+        octaves, lost = self._seen.points.octaves, self._seen.lost
+        if not (here & ~lost).any():
+            return np.nan, np.inf
+        best = self._seen.best_of(here)
+        above = float(octaves[here & (octaves > best)].min(initial=np.inf))
+        return best, above if lost[here & (octaves == above)].any() else np.inf
+
+    @property
     def unit(self) -> float:
         """By which share of the fall a run of the horizon is above the lowest that has lost log(2)."""
         return self._seen.unit
 
     @property
+    def open_sides(self) -> tuple[bool, bool]:
+        """Whether nothing that was tried tells that lower, or higher, rates are worse."""
+        return self._seen.open_sides
+
+    @property
     def octave(self) -> float:
-        """The best rate's: the vertex of the parabola through the lowest cost and those beside it."""
+        """The best rate's: the vertex of the parabola through the lowest cost and those beside it.
+
+        Without noise and beside a rate that diverged, the best run of the horizon itself: between two rates nothing
+        is known of the edge. Where three runs of the horizon or more survived, no more than half a step of the grid
+        beyond them.
+        """
+        if self.certain and self._edge_above < np.inf:
+            return self.best_tried
         at, move = vertex(self.cost)
-        return float(self.grid[at] + self._fineness * move)
+        octave = float(self.grid[at] + self._fineness * move)
+        survived = self._seen.points.octaves[(self._seen.points.halvings == 0) & ~self._seen.lost]
+        if len(np.unique(survived)) < FEW:
+            return octave
+        return float(np.clip(octave, survived.min() - FINENESS / 2, survived.max() + FINENESS / 2))
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -76,7 +106,11 @@ class Belief:
         inside = int(np.ceil(WITHIN * len(places))) - 1
         first = int(np.argmin(places[inside:] - places[: len(places) - inside]))
         low, high = places[first] - self._fineness / 2, places[first + inside] + self._fineness / 2
-        return min(float(low), self.octave), max(float(high), self.octave)
+        high = max(float(high), self.octave)
+        if self.certain and self._edge_above < np.inf:
+            # Up to half the way to what was lost.
+            high = max(high, (self.best_tried + self._edge_above) / 2)
+        return min(float(low), self.octave), high
 
     @property
     def excess(self) -> float:
@@ -119,7 +153,7 @@ class Belief:
             for octave in self.grid
             if np.abs(np.array([*tried, np.inf]) - octave).min() > self._fineness / 2
         ]
-        wanted = [*new, *self._again(tried, most_seeds)]
+        wanted = [*new, *self._again(here, tried, most_seeds)]
         chosen = [*self._beside_lost(here, tried), *((octave, 0) for octave in self._beyond(here))][:count]
         values = self.values
         for run in chosen:
@@ -131,26 +165,24 @@ class Belief:
             values = values.expecting(_points(chosen[-1:], halvings))
         return chosen
 
-    def _again(self, tried: dict[float, int], most_seeds: int) -> list[tuple[float, int]]:
-        """The next seeds of the rates that were tried."""
+    def _again(
+        self, here: Bool[np.ndarray, " rows"], tried: dict[float, int], most_seeds: int
+    ) -> list[tuple[float, int]]:
+        """The next seeds of the rates that were tried; what was lost is not tried again."""
         most = 1 if self.certain else most_seeds
-        return [(octave, seeds) for octave, seeds in tried.items() if seeds < most]
+        lost = set(self._seen.points.octaves[here & self._seen.lost].tolist())
+        return [(octave, seeds) for octave, seeds in tried.items() if seeds < most and octave not in lost]
 
     def _beside_lost(
         self, here: Bool[np.ndarray, " rows"], tried: dict[float, int]
     ) -> list[tuple[float, int]]:
         """Where the best of some runs stands beside a lost one: its second seed; without noise, what is between."""
-        octaves, lost = self._seen.points.octaves, self._seen.lost
-        if not (here & ~lost).any():
-            return []
-        best = self._seen.best_of(here)
-        above = octaves[here & (octaves > best)].min(initial=np.inf)
-        if above - best > BESIDE or not lost[here & (octaves == above)].all():
+        best, above = self._lost_above(here)
+        if not above - best <= BESIDE:
             return []
         if tried[best] == 1 and not self.certain:
             return [(best, 1)]
-        middle = (best + above) / 2
-        return [(middle, 0)] if self.certain and above - best > 2 * FINEST else []
+        return [((best + above) / 2, 0)] if self.certain and above - best > FINEST else []
 
     def _beyond(self, here: Bool[np.ndarray, " rows"]) -> list[float]:
         """The octaves that are missing on the open sides of the best of some runs, as far as it may lie there."""

@@ -91,7 +91,7 @@ class Branches(Budgeted):
         found = super().answer(runs)
         last = found.trace[-1]
         at_edge = found.at_edge and last.learning_rate != self.now
-        reason = self._reason(found.curve, last, len(found.trace))
+        reason = self._reason(found.curve, last, self._made_by(runs, last))
         if outcomes.nothing_learned(found.curve):
             side = "above" if found.curve.mode == "max" else "below"
             reason = f"No rate got the {found.curve.judged_by} {side} what it is now. {reason}"
@@ -122,8 +122,8 @@ class Branches(Budgeted):
             ),
         )
 
-    def _reason(self, curve: LRCurve, last: Round, rounds: int) -> str:
-        said = f"{self._said_by('branches', last, rounds)} of what is left"
+    def _reason(self, curve: LRCurve, last: Round, made: str) -> str:
+        said = f"as branches of {made} of what is left"
         if last.learning_rate == self.now:
             return f"Go on at the present rate: no other can be told to be better, {said}."
         return (

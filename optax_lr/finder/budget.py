@@ -85,9 +85,18 @@ class Budgeted(Policy):
     def rungs(self) -> list[Rung]:
         """The ladder, with no more lengths than rounds."""
         every = ladder(self.spend.budget, len(self.scan))
-        if self.spend.max_rounds == 1:
-            return [Rung(min(1.0, self.spend.budget / len(self.scan)), 1.0)]
+        if len(every) == 1 or self.spend.max_rounds == 1:
+            return [Rung(min(1.0, self._steps_of_lanes / self.spend.horizon), 1.0)]
         return [every[0], *every[1:][-(self.spend.max_rounds or 3) + 1 :]]
+
+    @property
+    def _steps_of_lanes(self) -> int:
+        """How long the runs of the first round may be where they take all, and so does the look at their seed."""
+        lanes, steps = len(self.scan), self.spend.steps
+        most = steps // lanes
+        while lanes * most + self.spend.price_of_looking(most) > steps:
+            most -= 1
+        return most
 
     @functools.cached_property
     def lengths(self) -> tuple[int, ...]:
@@ -120,7 +129,9 @@ class Budgeted(Policy):
         if not len(runs):
             return self._asked([(octave, 0) for octave in self.scan], 0)
         belief = self.belief(runs)
-        if belief.excess < self.spend.tolerance or len(runs) >= MOST_RUNS + 2 * self.spend.budget:
+        if (_learned(runs) and belief.excess < self.spend.tolerance) or len(
+            runs
+        ) >= MOST_RUNS + 2 * self.spend.budget:
             return None
         left = self.spend.steps - runs.price
         if again := self._again(runs, left):
@@ -173,7 +184,8 @@ class Budgeted(Policy):
             curve_of(rows) for stage in range(len(self.lengths)) if len(rows := runs.where(stage=stage))
         ]
         able = [curve for curve in curves if judged(curve)[-1].survives]
-        if not able:
+        whole = runs.where(steps=[self.spend.horizon])
+        if not able or (len(whole) >= FIRST_LANES and curves[-1] not in able):
             raise AllDivergedError(curves[-1])
         learned = [curve for curve in able if not outcomes.nothing_learned(curve)]
         common: dict[str, Any] = {
@@ -182,14 +194,15 @@ class Budgeted(Policy):
             "trace": tuple(rounds),
         }
         if not learned:
-            return dataclasses.replace(rules.lowest_loss(able[-1]), **common)
+            return _unlearned(able[-1], common)
         longest, last = learned[-1], rounds[-1]
-        shorter = tuple(curve for curve in curves if curve is not longest)
+        # Longer runs that learned nothing tell nothing.
+        shorter = tuple(curves[: curves.index(longest)])
         return Suggestion(
             learning_rate=last.learning_rate,
             low=last.low,
             high=last.high,
-            reason=self._reason(longest, last, len(rounds)),
+            reason=self._reason(longest, last, self._made_by(runs, last)),
             curve=longest,
             at_edge=self._at_edge(beliefs[runs.rounds - 1]),
             shorter=shorter,
@@ -198,9 +211,11 @@ class Budgeted(Policy):
         )
 
     def _at_edge(self, belief: Belief) -> bool:
-        """Whether the answer, or the best of the longest runs, lies at an end of all that may be tried."""
+        """Whether the answer, or the best of the longest runs, lies at an end of all that may be tried; or the best
+        runs of every length at an end of what was."""
         places = np.array([belief.octave, belief.best_tried])
-        return bool(np.abs(places[:, None] - self.grid[[0, -1]]).min() < FINENESS)
+        at_end = bool(np.abs(places[:, None] - self.grid[[0, -1]]).min() < FINENESS)
+        return at_end or any(belief.open_sides)
 
     def _round(self, runs: Runs, belief: Belief, last: int) -> Round:
         """The answer after a round, and what it had cost."""
@@ -213,19 +228,19 @@ class Budgeted(Policy):
             rate, least, most, belief.excess, made.price / self.spend.horizon, chain / self.spend.horizon
         )
 
-    def _reason(self, curve: LRCurve, last: Round, rounds: int) -> str:
+    def _reason(self, curve: LRCurve, last: Round, made: str) -> str:
         side, fall = ("below", "rise") if curve.mode == "max" else ("above", "fall")
         return (
             f"The {curve.judged_by} after {self.spend.horizon} steps is expected to be {curve.best_is} at this "
             f"rate, and {side} that of the best rate by {last.expected_excess:.2%} of its {fall}, "
-            f"{self._said_by('runs', last, rounds)} of the horizon."
+            f"as runs of {made} of the horizon."
         )
 
-    def _said_by(self, runs: str, last: Round, rounds: int) -> str:
-        """Which runs say so, and what they cost."""
-        lengths = " and ".join(str(length) for length in self.lengths)
+    def _made_by(self, runs: Runs, last: Round) -> str:
+        """How long runs were, in how many rounds, and what they cost."""
+        lengths = " and ".join(str(length) for length in np.unique(runs.columns["steps"]))
         return (
-            f"as {runs} of {lengths} steps say in {rounds} round{'s' if rounds > 1 else ''}, "
+            f"{lengths} steps say in {runs.rounds} round{'s' if runs.rounds > 1 else ''}, "
             f"for {last.price:.3g} of {self.spend.budget:.3g} runs"
         )
 
@@ -268,3 +283,13 @@ class Budgeted(Policy):
 def _learned(runs: Runs) -> bool:
     """Whether any rate learned, in runs of any length."""
     return any(end.survives and end.learned for end in ends_of(runs))
+
+
+def _unlearned(curve: LRCurve, common: dict[str, Any]) -> Suggestion:
+    """The answer where no run learned anything; the trace says the same of its end."""
+    found = rules.lowest_loss(curve)
+    steps = curve.losses.shape[-1]
+    *before, last = common["trace"]
+    last = last._replace(learning_rate=found.learning_rate, low=found.low, high=found.high)
+    reason = found.reason.replace(rules.longer(steps), "try a larger budget")
+    return dataclasses.replace(found, **common | {"trace": (*before, last), "reason": reason})

@@ -28,11 +28,14 @@ def factor_of(stop_factor: ScalarLike) -> float:
     return checks.concrete("stop_factor", stop_factor, above=0)
 
 
-def of_search(stop_factor: float) -> Ceilings:
-    """The reference plus `stop_factor` times what the best rate of earlier rounds fell; of the first round none."""
+def of_search(stop_factor: float, *, scans: bool = False) -> Ceilings:
+    """The reference plus `stop_factor` times what the best rate of earlier rounds fell; of the first round none.
+
+    Where the first stage `scans` in more than one round, none for all of it, so that its seeds are judged alike.
+    """
 
     def ceilings(before: Runs, rows: Runs) -> np.ndarray:
-        if stop_factor == np.inf:
+        if stop_factor == np.inf or (scans and not rows.columns["stage"].any()):
             return _above_reference(rows, lambda losses: np.full(len(losses), np.inf))
         fall = max((end.fall for end in ends_of(before) if end.survives and end.learned), default=0.0)
         return _above_reference(rows, lambda losses: np.full(len(losses), stop_factor * fall or np.inf))

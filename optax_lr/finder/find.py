@@ -196,7 +196,9 @@ def lr_find(
     rates = checks.size("finalists", 3 if finalists is None else finalists)
     axes = combinations_of(lanes)
     left_out = {"num_steps": num_steps, "seeds": seeds, "finalists": finalists}
-    spend = spending(budget, tolerance, max_rounds, length, len(next(iter(axes.values()), [0])), left_out)
+    combinations = len(next(iter(axes.values()), [0]))
+    looks = eval_batch is None or problem.with_key or model_state is not None
+    spend = spending(budget, tolerance, max_rounds, length, combinations, left_out, looks=looks)
     within = Bounds(low, high)
     make = functools.partial(policy_of, within, axes, spend, steps, length, schedule, runs, rates, longest)
     plan = make(0)

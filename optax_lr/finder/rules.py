@@ -167,6 +167,11 @@ def _drift(
     return center, expected, moved
 
 
+def longer(steps: int) -> str:
+    """What is advised where no rate learned in so many steps."""
+    return f"try {LONGER * steps}"
+
+
 def _harmless(curve: LRCurve, end: Judged) -> Suggestion:
     """The answer where nothing was learned: up to the largest rate that does no harm, but not the highest tried."""
     rates = curve.learning_rates
@@ -181,7 +186,7 @@ def _harmless(curve: LRCurve, end: Judged) -> Suggestion:
     else:
         said = (
             f"No rate learned anything in {end.steps} steps: no {name} is {side} that of the untrained parameters "
-            f"by more than noise; try {LONGER * end.steps}"
+            f"by more than noise; {longer(end.steps)}"
         )
     which = "this is the largest of the rates that did no harm, below the highest that was tried"
     if not harmless.any():

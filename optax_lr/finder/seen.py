@@ -65,6 +65,17 @@ class Seen:
         """The runs of the longest length of which any is left."""
         return self.points.halvings == self.points.halvings[~self.lost].min()
 
+    @property
+    def open_sides(self) -> tuple[bool, bool]:
+        """Whether no run of any length tells that lower, or higher, rates are worse than those that were tried."""
+        octaves, halvings, _ = self.points
+        lengths = [halvings == length for length in np.unique(halvings[~self.lost])]
+        pairs = [(octaves[here], self.best_of(here)) for here in lengths]
+        return (
+            all(tried.min() >= best for tried, best in pairs),
+            all(tried.max() <= best for tried, best in pairs),
+        )
+
     def best_of(self, here: Bool[np.ndarray, "rows"]) -> float:
         """The octave of the best of some runs."""
         kept = here & ~self.lost

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import checks
+from ..engine.runs import PASSES_PER_STEP
 from ..types import ScalarLike
 
 # A schedule that is squeezed into fewer steps than this does not reach its peak.
@@ -22,17 +23,23 @@ class Spending(NamedTuple):
       horizon: the steps of the run to come.
       tolerance: the expected excess at which the search ends.
       max_rounds: how many rounds there may be, or None.
+      looks: whether the loss without training takes a forward pass for each step of the longest run.
     """
 
     budget: float
     horizon: int
     tolerance: float = 0.0
     max_rounds: int | None = None
+    looks: bool = False
 
     @property
     def steps(self) -> int:
         """The training steps that the search may make."""
         return math.floor(self.budget * self.horizon)
+
+    def price_of_looking(self, longest: int) -> int:
+        """What the loss of a seed without training costs at most, where the longest run has so many steps."""
+        return -(-longest // PASSES_PER_STEP) if self.looks else 0
 
     @property
     def most_seeds(self) -> int:
@@ -47,9 +54,14 @@ def spending(
     horizon: int | None,
     combinations: int,
     left_out: Mapping[str, Any],
-    fewest: int = 2 * SHORTEST,
+    fewest: int | None = None,
+    *,
+    looks: bool = False,
 ) -> Spending | None:
-    """What each of several combinations may cost; None without a budget. It must buy `fewest` steps for each.
+    """What each of several combinations may cost; None without a budget.
+
+    It must buy `fewest` steps for each: without it two of the shortest runs, and a look at their loss without
+    training.
 
     Raises:
       ValueError: a number is out of range, the budget has no horizon, or what it decides was given, too.
@@ -71,7 +83,8 @@ def spending(
     rounds = (
         None if max_rounds is None else int(checks.steps("max_rounds", max_rounds, whole=True, unit="rounds"))
     )
-    found = Spending(whole / combinations, horizon, least, rounds)
+    found = Spending(whole / combinations, horizon, least, rounds, looks)
+    fewest = 2 * SHORTEST + found.price_of_looking(SHORTEST) if fewest is None else fewest
     if found.steps < fewest:
         each, of = (" for each combination", f" for {combinations}") if combinations > 1 else ("", "")
         raise ValueError(

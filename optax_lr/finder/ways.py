@@ -105,7 +105,7 @@ def opening_of(
         lanes=len(asked.plan.seeds) // seeds,
         seeds=seeds,
         longest=policy.longest,
-        ceilings=ceilings.of_search(stop_factor),
+        ceilings=ceilings.of_search(stop_factor, scans=isinstance(alone, Budgeted)),
         keep=kept,
         reference=without_training(posed, policy.longest, policy.evals),
         judgment=judgment,

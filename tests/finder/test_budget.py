@@ -22,7 +22,7 @@ from optax_lr.finder.budget import Budgeted
 from optax_lr.finder.combinations import Combinations
 from optax_lr.finder.model import Points
 from optax_lr.finder.optimizer import TABLE
-from optax_lr.finder.policy import Bounds
+from optax_lr.finder.policy import AllDivergedError, Bounds
 from optax_lr.finder.seen import Seen, possible
 from optax_lr.finder.spending import Spending
 
@@ -50,12 +50,17 @@ def with_state(params, count, batch):
     return loss_fn(params, batch), count + 1
 
 
+def with_noise(params, batch, key):
+    return loss_fn(params, batch) * (1 + 0.01 * jax.random.normal(key))
+
+
 FORMS = {
     "validated": {},
     "drawn starts": {"params": drawn},
     "training loss": {"eval_batch": None},
     "model state": {"loss": with_state, "model_state": jnp.zeros(())},
     "drawn, training loss": {"params": drawn, "eval_batch": None},
+    "noise in the loss": {"loss": with_noise, "with_key": True},
     "two combinations": {"lanes": {"b1": np.array([0.9, 0.5])}},
 }
 
@@ -71,6 +76,15 @@ def test_no_budget_is_overspent(form, budget):
     # Of combinations that were dropped the rest is given back.
     assert found.lane_steps >= (0.25 if "lanes" in given else 0.6) * budget * HORIZON
     assert 0 < found.low <= found.learning_rate <= found.high < np.inf
+
+
+@pytest.mark.filterwarnings("ignore:horizon without eval_batch", "ignore:No rate learned")
+@pytest.mark.parametrize(
+    ("horizon", "budget", "most"), [(10, 1, None), (25, 0.4, None), (HORIZON, 1, 1), (HORIZON, 10, 1)]
+)
+def test_the_loss_without_training_is_paid_from_the_budget(horizon, budget, most):
+    found = find(budget, horizon=horizon, max_rounds=most, eval_batch=None)
+    assert found.trace[-1].price * horizon == found.lane_steps <= budget * horizon
 
 
 def test_the_answer_is_carried_on_from_its_horizon():
@@ -205,6 +219,45 @@ def test_what_lies_at_an_edge_is_answered_below_it():
     assert -9 <= np.log2(found.learning_rate) <= -7.5
 
 
+def test_where_nothing_was_learned_no_tolerance_ends_it_and_the_trace_says_what_is_answered():
+    def alike(lane, steps, seed):
+        rate = lane["learning_rate"]
+        return 2.31 + 0.01 * np.sin(37 * rate + seed) if rate < 0 else 2.4 * 2**rate
+
+    policy = policy_of(3)
+    policy = dataclasses.replace(policy, spend=policy.spend._replace(tolerance=0.5))
+    found = driven(policy, alike)
+    assert found.lane_steps > 2000 and "try a larger budget" in found.reason
+    last = found.trace[-1]
+    assert (last.learning_rate, last.low, last.high) == (found.learning_rate, found.low, found.high)
+
+
+def test_longer_runs_that_learned_nothing_are_no_shorter_ones_and_the_reason_names_those_that_ran():
+    def loss_of(lane, steps, seed):
+        return bowl(lane["learning_rate"], steps, seed, np.inf) if steps < 100 else 2.3
+
+    found = driven(policy_of(3), loss_of)
+    assert all(curve.losses.shape[-1] < found.curve.losses.shape[-1] for curve in found.shorter)
+    policy = policy_of(3)
+    sure = dataclasses.replace(policy, spend=policy.spend._replace(tolerance=0.9))
+    early = driven(sure, lambda lane, steps, seed: bowl(lane["learning_rate"], steps, seed, np.inf))
+    assert f"as runs of {early.curve.losses.shape[-1]} steps say in 1 round, for" in early.reason
+
+
+def test_where_every_run_of_the_horizon_is_lost_there_is_no_answer():
+    with pytest.raises(AllDivergedError):
+        driven(
+            policy_of(10),
+            lambda lane, steps, seed: np.nan if steps == 1000 else 1.0 + lane["learning_rate"] ** 2,
+        )
+
+
+@pytest.mark.parametrize("budget", [1, 3])
+def test_a_best_rate_at_the_end_of_all_that_was_tried_is_at_the_edge(budget):
+    found = driven(policy_of(budget), lambda lane, steps, seed: 2.3 - 1e-3 * 2 ** lane["learning_rate"])
+    assert found.at_edge and not searched(budget).at_edge
+
+
 def edge_at(edge, noise):
     """The higher the rate the lower the loss, up to an edge; with noise, the edge is another for each seed."""
 
@@ -223,7 +276,10 @@ def edge_at(edge, noise):
 def test_an_edge_without_noise_is_approached(budget, octaves, edge):
     runs = replayed(policy_of(budget), edge_at(edge, noise=0))
     answer = policy_of(budget).answer(runs)
-    assert 0 <= edge - np.log2(answer.learning_rate) <= octaves and np.log2(answer.high) <= edge + 0.25
+    assert (
+        0 <= edge - np.log2(answer.learning_rate) <= octaves
+        and np.log2(answer.high) <= edge + 0.5 * octaves + 0.1
+    )
     # Two seeds tell that there is no noise, and then there are no others.
     assert np.bincount(runs.columns["seed"])[1:].tolist() == [1]
 
