@@ -16,7 +16,7 @@ from .judging import judged
 from .optimizer import TABLE
 from .policy import WIDEST, AllDivergedError, Asked, Bounds, Policy, Tables
 from .seen import seen_in
-from .spending import SHORTEST, Spending
+from .spending import SHORTEST, Spending, spent
 from .suggestion import Round, Suggestion
 from .views import curve_of, ends_of
 
@@ -192,6 +192,7 @@ class Budgeted(Policy):
             "lane_steps": runs.price,
             "rules": classic.classic(curves[0]),
             "trace": tuple(rounds),
+            "horizon": self.spend.horizon,
         }
         if not learned:
             return _unlearned(able[-1], common)
@@ -206,7 +207,6 @@ class Budgeted(Policy):
             curve=longest,
             at_edge=self._at_edge(beliefs[runs.rounds - 1]),
             shorter=shorter,
-            horizon=self.spend.horizon,
             **common,
         )
 
@@ -219,14 +219,9 @@ class Budgeted(Policy):
 
     def _round(self, runs: Runs, belief: Belief, last: int) -> Round:
         """The answer after a round, and what it had cost."""
-        made = runs.where(round=range(last + 1))
-        rounds, steps = made.columns["round"], made.columns["steps"]
-        chain = sum(int(steps[rounds == which].max()) for which in np.unique(rounds))
         low, high = belief.interval
         rate, least, most = (float(2.0**octave) for octave in (belief.octave, low, high))
-        return Round(
-            rate, least, most, belief.excess, made.price / self.spend.horizon, chain / self.spend.horizon
-        )
+        return Round(rate, least, most, belief.excess, *spent(runs, last, self.spend.horizon))
 
     def _reason(self, curve: LRCurve, last: Round, made: str) -> str:
         side, fall = ("below", "rise") if curve.mode == "max" else ("above", "fall")

@@ -15,7 +15,8 @@ from .comparison import INTERVAL_LEVEL, SEARCH_LEVEL, excess, noise_threshold
 from .curve import LRCurve
 from .judging import judged
 from .policy import AllDivergedError, Asked, Policy
-from .suggestion import Suggestion
+from .spending import spent
+from .suggestion import Round, Suggestion
 from .views import curve_of
 
 # A combination is dropped if its lowest loss is above the best one's by more than this share of what that fell, and
@@ -73,15 +74,30 @@ class Combinations(Policy):
         heights = _lowest([last[which] for which in ended])
         best = ended[int(heights.mean(axis=0).argmin())]
         said = self._said(ended, best, heights, runs.judgment.folds)
-        horizon = found[best].horizon
-        if found[best].trace and horizon and self.count > 1:  # of a budget the reason for one knows its part
-            said += f"; all {self.count} together took {runs.price / horizon:.3g} runs"
+        trace = self._trace(runs, best, found[best])
+        if trace and self.count > 1:  # of a budget the reason for one knows its part
+            said += f"; all {self.count} together took {trace[-1].price:.3g} runs"
         return dataclasses.replace(
             found[best],
             reason=f"{found[best].reason[:-1]}{said}.",
             hyperparameters={name: values[best].item() for name, values in self.axes.items()},
             combinations=curve_of(runs.where(stage=0)) if self.count > 1 else None,
             lane_steps=runs.price,
+            trace=trace,
+        )
+
+    def _trace(self, runs: Runs, best: int, found: Suggestion) -> tuple[Round, ...]:
+        """What was known of the best combination after each round, and what all of them had cost by then.
+
+        Where the others ran on, its last answer stands.
+        """
+        if not found.trace or found.horizon is None:
+            return found.trace
+        first = self.of(runs, best).rounds - len(found.trace)
+        known = [found.trace[min(at, len(found.trace) - 1)] for at in range(runs.rounds - first)]
+        costs = [spent(runs, last, found.horizon) for last in range(first, runs.rounds)]
+        return tuple(
+            each._replace(price=price, chain=chain) for each, (price, chain) in zip(known, costs, strict=True)
         )
 
     def of(self, runs: Runs, which: int) -> Runs:

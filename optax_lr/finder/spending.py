@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .. import checks
-from ..engine.runs import PASSES_PER_STEP
+from ..engine.runs import PASSES_PER_STEP, Runs
 from ..types import ScalarLike
 
 # A schedule that is squeezed into fewer steps than this does not reach its peak.
@@ -91,3 +91,11 @@ def spending(
             f"budget must buy {fewest} steps of training or more{each}, got {budget!r} runs of {horizon} steps{of}."
         )
     return found
+
+
+def spent(runs: Runs, last: int, horizon: int) -> tuple[float, float]:
+    """The price and the chain of the rounds up to the last, in runs of the horizon, as `Round` has them."""
+    made = runs.where(round=range(last + 1))
+    rounds, steps = made.columns["round"], made.columns["steps"]
+    chain = sum(int(steps[rounds == which].max()) for which in np.unique(rounds))
+    return made.price / horizon, chain / horizon

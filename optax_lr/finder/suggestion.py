@@ -23,7 +23,7 @@ class Round(NamedTuple):
       learning_rate, low, high: its answer then.
       expected_excess: by how much the loss at that rate was expected to be above the best rate's, as a share of
         what that falls from the loss without training.
-      price: the steps made so far, in runs of the horizon.
+      price: the steps made so far, in runs of the horizon; of several combinations, those of all.
       chain: the steps that had to follow one another, in runs of the horizon: the lengths of all rounds so far.
     """
 
@@ -56,7 +56,7 @@ class Suggestion:
       combinations: the curve of the runs that span all rates, of every combination; None where there is but one.
       horizon: how many steps the run has that the rate is for, where those that were made are not as long; else
         None.
-      trace: what a search with a budget knew after each round.
+      trace: what a search with a budget knew after each round; of several combinations, of the best one.
     """
 
     learning_rate: float

@@ -1,8 +1,10 @@
 """The answers of a search with a budget, round by round."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from matplotlib.artist import Artist
 
 from ..finder.suggestion import Round
 from .style import Axes, accent, grid, legend, new_axes
@@ -35,20 +37,18 @@ def plot_trace(trace: Sequence[Round], *, ax: Axes | None = None) -> Axes:
     answer = axes.plot(
         price, [known.learning_rate for known in trace], color=accent(0), marker="o", label="answer"
     )
-    band = axes.fill_between(
-        price,
-        [known.low for known in trace],
-        [known.high for known in trace],
-        color=accent(0),
-        alpha=0.15,
-        lw=0,
-        label="interval",
-    )
+    low, high = [known.low for known in trace], [known.high for known in trace]
+    style: dict[str, Any] = {"color": accent(0), "label": "interval"}
+    if len(trace) > 1:
+        band: Artist = axes.fill_between(price, low, high, alpha=0.15, lw=0, **style)
+    else:  # a band over a single price has no width
+        band = axes.vlines(price, low, high, lw=1.6, **style)
     axes.set(xscale="log", yscale="log", xlabel="price (runs of the horizon)", ylabel="learning rate")
     other = axes.twinx()
     expected = np.maximum([known.expected_excess for known in trace], 1e-6)
     excess = other.plot(price, expected, color=accent(1), ls="--", marker=".", label="expected excess")
     other.set(yscale="log", ylabel="expected excess, of the fall")
     grid(axes)
-    legend(axes, handles=[*answer, band, *excess])
+    # Above: the numbers of the second scale stand beside the axes.
+    legend(axes, above=True, handles=[*answer, band, *excess])
     return axes

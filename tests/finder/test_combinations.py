@@ -13,11 +13,13 @@ import optax_lr as olr
 import optax_lr.nnx
 from optax_lr.engine.runs import Reference, Runs
 from optax_lr.finder import tables
+from optax_lr.finder.budget import Budgeted
 from optax_lr.finder.combinations import Combinations
 from optax_lr.finder.constant import Constant
 from optax_lr.finder.finalists import Scheduled
 from optax_lr.finder.policy import AllDivergedError, Bounds
 from optax_lr.finder.quick import Quick
+from optax_lr.finder.spending import Spending
 
 SEEDS, HORIZON = 3, 64
 BOUNDS = Bounds(1e-4, 1.0)
@@ -114,6 +116,22 @@ def test_what_is_clearly_worse_is_dropped_when_a_length_ends(name):
     assert "of which 2 clearly worse in shorter runs" in found.reason
     # A tenth of the cost of both good ones at most.
     assert runs.price < 1.1 * sum(policy.of(runs, which).price for which in (0, 3)) + 2 * 9 * SEEDS * 16
+
+
+def test_a_trace_has_the_answer_of_the_best_and_the_price_of_all():
+    alone = Budgeted(BOUNDS, Spending(3, HORIZON), lambda steps: tables.one_cycle)
+    policy = Combinations(alone, {"decay": np.array([0.0, 1.0])})
+    # Losses of the second one leave nothing to search in long runs: it ends in earlier rounds.
+    bowls = {0.0: bowl(noise=0.2), 1.0: bowl(lowest=1.5)}
+    runs, rounds = driven(policy, lambda *at, decay: bowls[decay](*at))
+    found, best = policy.answer(runs), alone.answer(policy.of(runs, 0))
+    assert found.hyperparameters == {"decay": 0.0} and len(found.trace) == len(rounds)
+    for known, alike in zip(found.trace, best.trace, strict=False):
+        assert known[:4] == alike[:4] and known.price > alike.price
+    assert found.trace[-1][:4] == best.trace[-1][:4]
+    assert found.trace[-1].price * HORIZON == found.lane_steps == runs.price
+    assert found.trace[-1].chain * HORIZON == sum(plan.longest for plan in rounds)
+    assert f"all 2 together took {runs.price / HORIZON:.3g} runs" in found.reason
 
 
 def test_where_every_combination_diverges_it_is_said_as_for_one():

@@ -8,6 +8,7 @@ import pytest
 
 import optax_lr as olr
 from optax_lr import LRCurve, Suggestion, plots, suggest
+from optax_lr.finder.suggestion import Round
 
 RATES = np.geomspace(1e-3, 1, 7)
 
@@ -61,6 +62,21 @@ def test_shorter_runs_are_in_the_background_and_named(curve):
     assert legend(axes)[1] == "shorter runs, 4 steps"
     np.testing.assert_allclose(thin[0].get_ydata()[:6], short.losses[:, :6, -1:].mean(axis=(0, 2)), rtol=1e-6)
     assert "shorter runs, 4 steps" not in legend(found.plot(shorter=False))
+
+
+TRACE = (Round(0.1, 0.01, 1.0, 0.05, 0.5, 0.1), Round(0.2, 0.1, 0.4, 0.01, 1.0, 0.6))
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+def test_a_trace_shows_its_interval_and_covers_no_numbers(curve, rounds):
+    axes = Suggestion(0.1, 0.05, 0.2, "because", curve, trace=TRACE[:rounds]).plot_trace()
+    assert legend(axes) == ["answer", "interval", "expected excess"] and above(axes)
+    (interval,) = axes.collections
+    whole = interval.get_datalim(axes.transData)
+    assert (whole.y0, whole.y1) == pytest.approx((0.01, 1.0))
+    assert whole.width > 0 or interval.get_linewidth()[0] > 1
+    numbers = [each.yaxis.get_tightbbox() for each in axes.figure.axes]
+    assert not any(axes.get_legend().get_window_extent().overlaps(box) for box in numbers)
 
 
 SPANS = {"too low": (0.0, 0.01), "good": (0.03, 0.3), "too high": (0.5, np.inf), "unseen": (5.0, 9.0)}
