@@ -71,9 +71,12 @@ def plot_lr_curve(
     at_end = " at the end" * (curve.losses.shape[-1] > 1)
     axes.set(xscale="log", xlabel="learning rate", ylabel=f"{curve.judged_by}{at_end}")
     loss_scale(axes, *drawn)
-    if suggestion is not None and shorter and suggestion.shorter:
-        _draw_shorter(axes, suggestion.shorter, np.concatenate(rates))
+    others = suggestion.shorter if suggestion is not None and shorter else ()
+    if others:
+        _draw_shorter(axes, others, curve.losses.shape[-1])
     _cross(axes, curve.learning_rates[~curve.stable], f"diverged, {_length(curve)}")
+    if others:
+        _narrow(axes, np.concatenate(rates))
     if rules:
         _draw_rules(axes, curve)
     if suggestion is not None:
@@ -118,16 +121,18 @@ def _draw_full_runs(axes: Axes, curve: LRCurve) -> np.ndarray:
     return means
 
 
-def _draw_shorter(axes: Axes, curves: tuple[LRCurve, ...], rates: np.ndarray) -> None:
+def _draw_shorter(axes: Axes, curves: tuple[LRCurve, ...], steps: int) -> None:
     """Thin lines behind the curve, one legend entry for all; their diverged rates as small gray crosses.
 
-    The view is that of the curve, somewhat wider: runs of a few steps would flatten it.
+    The view is that of the curve, somewhat higher: runs of a few steps would flatten it. Where longer runs learned
+    nothing, the curve is one of fewer steps.
     """
     low, high = axes.get_ylim()
     top = high * (high / low) ** HIGHER if axes.get_yscale() == "log" else high + HIGHER * (high - low)
     lengths = sorted({curve.losses.shape[-1] for curve in curves})
     words = " and ".join(map(str, lengths)) if len(lengths) < 3 else f"{lengths[0]} to {lengths[-1]}"
-    label, color = f"shorter runs, {words} steps", muted(axes)
+    kind = "shorter" if lengths[-1] < steps else "other"
+    label, color = f"{kind} runs, {words} steps", muted(axes)
     every = [_means(curve) for curve in curves]
     for curve, means in zip(curves, every, strict=True):
         axes.plot(curve.learning_rates, means, ".-", color=color, ms=3, lw=0.8, label=label, zorder=1.5)
@@ -135,6 +140,10 @@ def _draw_shorter(axes: Axes, curves: tuple[LRCurve, ...], rates: np.ndarray) ->
     lost = np.concatenate([curve.learning_rates[~curve.stable] for curve in curves])
     _cross(axes, np.unique(lost), label, background=True)
     axes.set_ylim(np.nanmin([low, *np.concatenate(every)]), min(top, axes.get_ylim()[1]))
+
+
+def _narrow(axes: Axes, rates: np.ndarray) -> None:
+    """The view of the rates, somewhat wider, whatever shorter runs tried; with all crosses of the rates in it."""
     left, right = axes.get_xlim()
     axes.set_xlim(max(left, rates.min() / WIDER), min(right, rates.max() * WIDER))
 

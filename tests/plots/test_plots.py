@@ -64,6 +64,15 @@ def test_shorter_runs_are_in_the_background_and_named(curve):
     assert "shorter runs, 4 steps" not in legend(found.plot(shorter=False))
 
 
+def test_crosses_of_the_curve_are_in_view_beside_other_runs(curve):
+    longer = dataclasses.replace(curve, losses=np.repeat(curve.losses, 2, -1)).take(slice(1, 4))
+    axes = Suggestion(0.1, 0.05, 0.2, "because", curve, shorter=(longer,)).plot()
+    (crosses,) = [line for line in axes.lines if line.get_label() == "diverged, 12 steps"]
+    left, right = axes.get_xlim()
+    assert left < crosses.get_xdata()[0] < right
+    assert "other runs, 24 steps" in legend(axes)
+
+
 TRACE = (Round(0.1, 0.01, 1.0, 0.05, 0.5, 0.1), Round(0.2, 0.1, 0.4, 0.01, 1.0, 0.6))
 
 
