@@ -76,7 +76,7 @@ def parabola():
         (line,) = left.plot(path(curve, lane)[:, 0], curve.losses[0, lane], ".-", label=f"{rate:.2g}, {name}")
         right.plot(rate, curve.losses[0, lane, -1], "o", color=line.get_color())
     right.axvline(edge, ls=":", color="0.5")
-    right.text(edge, 1e-5, f"2 / curvature\n= {edge:.2g} ", ha="right")
+    right.text(0.94 * edge, 5, f"2 / curvature\n= {edge:.2g}", ha="right")  # above, the U is beyond the edge
     left.set(xlabel="parameter", ylabel="loss", title="10 steps on a parabola, from the right")
     right.set(xlabel="learning rate", ylabel="loss after 10 steps", title="The U of rates")
     right.set(xscale="log", yscale="log", ylim=(1e-6, 1e2))

@@ -37,6 +37,12 @@ def test_the_edge_of_a_parabola_is_two_over_its_curvature(landscapes, tmp_path):
     assert found["edge"] == pytest.approx(2 / 5, rel=1e-4)  # of 2.5 w^2
     assert 1 < found["first"] / found["edge"] < 1.08  # one step of the rates
     assert (tmp_path / "parabola.png").exists()
+    right = plt.gcf().axes[1]
+    (label,) = right.texts
+    words = label.get_window_extent()
+    for line in right.lines:
+        path = line.get_transform().transform_path(line.get_path())
+        assert not path.intersects_bbox(words, filled=False)
 
 
 def test_the_saddle_is_left_when_a_loop_leaves_it(landscapes):
