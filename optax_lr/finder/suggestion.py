@@ -139,7 +139,9 @@ class Suggestion:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """What is said, without curves and parameters, as plain numbers, strings and a dict: for a log or JSON.
+        """What is said, without curves and parameters, as plain numbers, strings, dicts, a list: for a log or JSON.
+
+        With `horizon` and `trace`, a dict for each round, where there are any.
 
         >>> import json
         >>> curve = LRCurve(np.array([0.1]), np.ones((1, 1, 3), np.float32), None,
@@ -153,7 +155,12 @@ class Suggestion:
             part: {name: np.asarray(value).item() for name, value in getattr(self, part).items()}
             for part in _NAMED
         }
-        return scalars | named
+        found = scalars | named
+        if self.horizon is not None:
+            found["horizon"] = self.horizon
+        if self.trace:
+            found["trace"] = [{name: float(x) for name, x in known._asdict().items()} for known in self.trace]
+        return found
 
     def plot(self, **options: Any) -> Any:
         """`plots.plot_lr_curve` of the curve, with the suggestion and its interval.

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from optax_lr import LRCurve, Suggestion, Verdict
+from optax_lr.finder.suggestion import Round
 
 
 def curve_of(rates, evals=True):
@@ -159,6 +160,11 @@ def test_a_suggestion_is_a_dict_of_plain_numbers():
         "learning_rate": 0.15, "low": 0.1, "high": 0.2, "reason": "a reason", "at_edge": False,
         "lane_steps": 0, "rules": {"valley": 1.0}, "hyperparameters": {},
     }  # fmt: skip
+    known = Round(np.float32(0.5), np.float64(0.25), 1.0, 0.01, 2.0, 1.0)
+    budgeted = dataclasses.replace(found, horizon=100, trace=(known,)).to_dict()
+    assert json.loads(json.dumps(budgeted)) == budgeted
+    assert (budgeted.pop("horizon"), budgeted.pop("trace")) == (100, [known._asdict()])
+    assert budgeted == said
 
 
 def test_a_curve_is_a_frame_of_one_row_a_seed_lane_and_step(monkeypatch):
