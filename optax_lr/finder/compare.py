@@ -1,7 +1,9 @@
 """`compare`: which optimizer, which schedule, and does it matter here. Each candidate at its own found rate."""
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias, Unpack
 
@@ -123,12 +125,13 @@ def compare(
             )  # fmt: skip
 
         try:
-            suggestion = lr_find(
-                *arguments, horizon=steps, schedule=schedule, engine=_placed(engine, f"{at}-find"),
-                **{**shared, **searching},
-            )  # fmt: skip
-            found[name] = suggestion
-            curve, halved = _at_peak(sweep, suggestion.learning_rate)
+            with _naming(name):
+                suggestion = lr_find(
+                    *arguments, horizon=steps, schedule=schedule, engine=_placed(engine, f"{at}-find"),
+                    **{**shared, **searching},
+                )  # fmt: skip
+                found[name] = suggestion
+                curve, halved = _at_peak(sweep, suggestion.learning_rate)
         except EveryLaneDivergedError as error:
             failure = error
             continue
@@ -141,6 +144,24 @@ def compare(
     compared = Comparison(found, trained, np.nan, metric, price)
     reach = compared.losses(compared.first).mean() if target is None else checks.concrete("target", target)
     return dataclasses.replace(compared, target=float(reach))
+
+
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Has warnings of this package begin with a candidate's name, at the line that called `compare`."""
+    package = __name__.partition(".")[0]
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            # One line warns for every candidate; Python shows it once. What others warn of is the user's to filter.
+            warnings.filterwarnings("always", module=rf"{package}\.")
+            yield
+    finally:
+        for each in caught:
+            if Path(each.filename).is_relative_to(Path(__file__).parents[1]):
+                warnings.warn(f"candidate {name!r}: {each.message}", each.category, stacklevel=4)
+            else:
+                warnings.showwarning(each.message, each.category, each.filename, each.lineno)
 
 
 def _several(name: str, value: Any) -> int:

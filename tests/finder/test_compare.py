@@ -1,6 +1,7 @@
 """`compare`: its winners are a grid's, at a third of the price; the table, the pairs, the failures."""
 
 import json
+import warnings
 
 import jax
 import jax.numpy as jnp
@@ -195,6 +196,31 @@ def test_a_candidate_that_learns_nothing_has_no_good_rates():
     assert compared.best == "sgd" and compared.good_rates("still") is None and compared.good_rates("sgd")
     assert "no rate learned" in str(compared).splitlines()[1]
     assert compared.to_dict()["candidates"]["still"]["good_rates"] is None
+
+
+class OwnWarning(UserWarning):
+    """Of a user's loss."""
+
+
+def test_a_warning_names_its_candidate_at_the_line_of_the_caller(unhooked):
+    loss_fn, start, batches, _ = quadratic()
+
+    def warning(w, shift):
+        warnings.warn("my own", OwnWarning, stacklevel=1)
+        return loss_fn(w, shift)
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("default")
+        unhooked.compare(
+            warning, start, {"one": optax.sgd, "broken": never}, batches, horizon=20, seeds=2, progress=False
+        )
+    said = [str(each.message) for each in caught if each.category is UserWarning]
+    assert [each.partition(" horizon without")[0] for each in said] == [
+        "candidate 'one':",
+        "candidate 'broken':",
+    ]
+    assert {each.filename for each in caught} == {__file__}
+    assert "my own" in [str(each.message) for each in caught if each.category is OwnWarning]
 
 
 def test_a_peak_at_which_a_seed_diverges_is_halved(compared):
