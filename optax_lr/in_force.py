@@ -66,8 +66,9 @@ def learning_rates_in_force(opt_state: optax.OptState) -> dict[str, Array]:
       A dict from labels, as strings, to numbers: labels of `scale_by_label`, `zero_until`, `unfreeze_at`,
       `fine_tune` and groups of `optax.partition`. "frozen" is what `train_only` and `fine_tune` never train.
       Parameters without a label of their own are "(others)", or "(all)" if there is no label. A group without a
-      visible rate is left out. What `optax.masked` lets in is "(masked at PATH)", for its place in the state. A
-      label with one multiplier for each stacked layer has an array `[layers]`.
+      visible rate is left out; one without parameters is not, since states do not tell. What `optax.masked` lets
+      in is "(masked at PATH)", for its place in the state. A label with one multiplier for each stacked layer has
+      an array `[layers]`.
 
     Raises:
       ValueError: the state holds no visible rate.

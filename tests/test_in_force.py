@@ -248,3 +248,12 @@ def test_a_state_without_a_visible_rate_and_a_traced_table_are_refused(unhooked)
         unhooked.learning_rates_in_force(optax.adam(0.1).init(PARAMS))
     with pytest.raises(ValueError, match="must be called outside jit"):
         jax.jit(lambda state: jnp.ones(len(unhooked.describe_learning_rates(state))))(rate(0.5).init(PARAMS))
+
+
+def test_a_group_without_parameters_keeps_its_rate_as_the_docstring_says():
+    groups = {"body": olr.visible(optax.sgd)(0.1), "empty": olr.visible(optax.sgd)(0.2)}
+    state = optax.partition(groups, dict.fromkeys(PARAMS, "body")).init(PARAMS)
+    assert {
+        label: float(rate) for label, rate in olr.learning_rates_in_force(state).items()
+    } == pytest.approx({"body": 0.1, "empty": 0.2})
+    assert "one without parameters is not" in olr.learning_rates_in_force.__doc__
