@@ -16,6 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from .. import checks
 from ..types import Array, Int, PyTree, UInt32
+from .layout import part
 from .leaves import is_key, on_host
 
 # XLA's CPU backend reads host memory that begins at a multiple of this in place.
@@ -61,14 +62,14 @@ class Data(NamedTuple):
 
     def start_of(self, seed: int) -> PyTree:
         """What the lanes of a seed start from."""
-        return jax.tree.map(lambda leaf: leaf[seed], self.start) if self.start_per_seed else self.start
+        return jax.tree.map(lambda leaf: part(leaf, seed), self.start) if self.start_per_seed else self.start
 
     def eval_batch_of(self, seed: int) -> PyTree:
         """The validation data of a seed."""
         if self.folds is None:
             return self.eval_batch
         fold = seed % len(self.folds)
-        return jax.tree.map(lambda leaf: leaf[fold], self.eval_batch)
+        return jax.tree.map(lambda leaf: part(leaf, fold), self.eval_batch)
 
     def order(self, seed: int, num_steps: int) -> Int[np.ndarray, "steps"]:
         """Which batch each step of a seed reads: seed 0 in the given order, the others permuted.

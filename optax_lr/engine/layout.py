@@ -160,6 +160,14 @@ def mesh_of_user(leaves: Sequence[Any]) -> Mesh | None:
     return None
 
 
+def part(leaf: Any, index: int) -> Any:
+    """One of what an array leads with, sliced where it lies: the mesh in force may have none of its devices."""
+    if not isinstance(leaf, jax.Array):
+        return leaf[index]
+    with context(mesh_of_user([leaf]) or Mesh(np.array(list(leaf.sharding.device_set)), ("one",))):
+        return leaf[index]
+
+
 def is_explicit(mesh: Any) -> bool:
     """Whether a mesh has axes that are part of the types of arrays."""
     return AxisType.Explicit in mesh.axis_types

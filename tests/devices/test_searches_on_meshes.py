@@ -69,6 +69,22 @@ def test_random_keys_and_orders_do_not_depend_on_devices(name):
     assert_alike(SEARCHES[name](mesh=one, **options), SEARCHES[name](**options))
 
 
+def drawn(key):
+    """A start that each seed draws; it is bound to one device."""
+    scale = 1 + 0.1 * jax.random.uniform(key)
+    return jax.device_put({name: scale * leaf for name, leaf in PARAMS.items()}, jax.devices()[0])
+
+
+def folded(**options):
+    return SEARCHES["lr_find"](eval_batch=None, folds=2, seeds=2, **options)
+
+
+def test_what_differs_from_seed_to_seed_may_lie_on_one_device_of_many():
+    one = Mesh(np.array(jax.devices()[:1]), ("x",))
+    assert_alike(folded(params=drawn, mesh=one), folded(params=drawn))
+    assert_alike(folded(mesh=one), folded(params=placed(mesh_of("Explicit"), P(None, "data"))))
+
+
 @pytest.mark.parametrize("devices", [1, 8])
 @pytest.mark.parametrize("axes", AXES)
 @pytest.mark.parametrize("name", SEARCHES)
