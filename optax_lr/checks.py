@@ -264,16 +264,26 @@ def _refusal(name: str, expected: str, got: str) -> ValueError:
     return ValueError(f"{name} must be {expected}, got {got}.")
 
 
+def _is_tracing() -> bool:
+    """Whether JAX traces here: inside `vmap` and `grad` no constant tells, but no mesh may be asked for."""
+    if not hasattr(jax.sharding, "get_mesh"):
+        from jax._src.core import trace_state_clean  # JAX 0.7 has no public name for it
+
+        return not trace_state_clean()
+    try:
+        jax.sharding.get_mesh()
+    except ValueError:
+        return True
+    return False
+
+
 def not_traced(name: str, *trees: PyTree) -> None:
     """Refuse traced arrays, and a call while JAX traces: a search reads the numbers of its arguments.
 
     Raises:
-      ValueError: a leaf is traced, or the call stands inside `jit` or `scan`.
+      ValueError: a leaf is traced, or the call stands inside `jit`, `scan`, `vmap` or `grad`.
     """
-    with jax.transfer_guard("allow"):
-        # Inside jit even a constant is traced.
-        ambient = jax.lax.full((), 0.0)
-    if any(is_traced(leaf) for leaf in jax.tree.leaves((ambient, trees))):
+    if _is_tracing() or any(map(is_traced, jax.tree.leaves(trees))):
         raise ValueError(
             f"{name} cannot be called inside jit, vmap or grad: it compiles programs of its own."
         )

@@ -169,10 +169,19 @@ def test_data_without_the_axis_of_steps_are_refused_where_targets_have_no_furthe
     assert np.isfinite(one_number_a_step.eval_losses).all()
 
 
+TRACING = {
+    "jit": lambda call: jax.jit(call)(1.0),
+    "scan": lambda call: jax.lax.scan(lambda carry, number: (carry, call(number)), 0, jnp.zeros(2)),
+    "vmap": lambda call: jax.vmap(call)(jnp.zeros(2)),
+    "grad": lambda call: jax.grad(call)(1.0),
+}
+
+
+@pytest.mark.parametrize("transform", TRACING)
 @pytest.mark.parametrize("name", SEARCHES)
-def test_a_search_inside_jit_is_refused(name):
-    with pytest.raises(ValueError, match="cannot be called inside jit"):
-        jax.jit(lambda number: SEARCHES[name]())(1.0)
+def test_a_search_while_jax_traces_is_refused(name, transform):
+    with pytest.raises(ValueError, match="cannot be called inside jit, vmap or grad"):
+        TRACING[transform](lambda number: (SEARCHES[name](), number)[1])
 
 
 def test_traced_arguments_are_refused():
