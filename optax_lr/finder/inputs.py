@@ -1,6 +1,7 @@
 """What a user hands over to a finder, checked and unpacked: parameters, optimizer, data."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -50,15 +51,27 @@ class Posed(NamedTuple):
     def loss_of_batch(self, batch: int) -> float:
         """The loss of the first start on a batch, before any training."""
         data = self.data
+        with self._looking():
+            some = jax.tree.map(lambda leaf: leaf[batch], data.batches)
+            key = jax.random.wrap_key_data(jnp.asarray(data.bits), impl=data.key_impl)
+            return float(self.trainers[0].value(data.start_of(0), some, key).loss)
+
+    def evaluation(self, metric: str) -> float:
+        """What validation reports of the first start under a name, before any training."""
+        with self._looking():
+            start, eval_data = self.data.start_of(0), self.data.eval_batch_of(0)
+            return float(jax.jit(self.trainers[0].evaluate)(start, eval_data)[metric])
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[None]:
+        """Where the user's functions are called by hand, and may give what is not finite."""
         with (
-            context(mesh_of_user(jax.tree.leaves((data.start, data.batches)))),
+            context(mesh_of_user(jax.tree.leaves((self.data.start, self.data.batches)))),
             jax.transfer_guard("allow"),
             jax.debug_nans(False),
             jax.debug_infs(False),
         ):
-            some = jax.tree.map(lambda leaf: leaf[batch], data.batches)
-            key = jax.random.wrap_key_data(jnp.asarray(data.bits), impl=data.key_impl)
-            return float(self.trainers[0].value(data.start_of(0), some, key).loss)
+            yield
 
 
 # Keys are drawn and starts stacked on purpose, whatever guards the user has set.

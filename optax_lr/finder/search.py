@@ -200,7 +200,7 @@ def with_a_survivor(curve: LRCurve, posed: Posed) -> LRCurve:
 def every_lane_diverged(
     curve: LRCurve, posed: Posed, smaller: str = Policy.smaller
 ) -> EveryLaneDivergedError:
-    """The error that says at which rates all runs diverged, and names the batch where it is to blame."""
+    """The error that says at which rates all runs diverged, and names the data that are to blame."""
     low, high = curve.learning_rates.min(), curve.learning_rates.max()
     sentence = f"Every lane diverged, at {len(curve.learning_rates)} rates from {low:.3g} to {high:.3g}"
     # The run that got farthest; a rate that is too high may fail earlier.
@@ -211,6 +211,11 @@ def every_lane_diverged(
         return EveryLaneDivergedError(
             f"{sentence}, the last of them at step {step}; the loss of batch {batch} is {loss} before any "
             "training: look at its data, and at the parameters to start from."
+        )
+    if posed.data.eval_batch is not None and not np.isfinite(judged := posed.evaluation(curve.metric)):
+        return EveryLaneDivergedError(
+            f"{sentence}; the {curve.judged_by} is {judged} before any training: look at "
+            "eval_batch and eval_fn."
         )
     return EveryLaneDivergedError(
         f"{sentence}; try a smaller {smaller}: the rates destroy it, not the data, since without training "

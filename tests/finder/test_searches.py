@@ -145,6 +145,31 @@ def test_a_batch_that_only_longer_runs_reach_is_named_where_it_ends_them_all():
         )
 
 
+def not_finite(params, batch):
+    return {"loss": loss_fn(params, batch), "error": params.sum() / 0}
+
+
+@pytest.mark.parametrize(
+    ("validation", "words"),
+    [
+        ({"eval_batch": (INPUTS[-1], TARGETS[-1] * np.nan)}, "validation loss is nan"),
+        ({"eval_fn": not_finite, "metric": "error"}, "validation error is nan"),
+    ],
+)
+def test_validation_that_is_not_finite_before_training_is_named(validation, words):
+    said = f"Every lane diverged.*{words} before any training: look at eval_batch and eval_fn"
+    with pytest.raises(RuntimeError, match=said):
+        olr.lr_find(
+            loss_fn,
+            jnp.zeros(3),
+            optax.sgd,
+            (INPUTS, TARGETS),
+            num_steps=5,
+            seeds=1,
+            **{**DATA, **validation},
+        )
+
+
 def test_the_horizon_is_the_schedules_own_length():
     found = find(schedule=lambda peak: olr.one_cycle_schedule(peak, 20), num_steps=8, seeds=1)
     assert found.finalists.losses.shape[-1] == 20
