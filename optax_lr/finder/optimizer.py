@@ -65,6 +65,35 @@ def made(factory: Factory, by_name: bool, lane: Lane) -> optax.GradientTransform
     return optax.with_extra_args_support(found)
 
 
+def updated(
+    tx: optax.GradientTransformationExtraArgs,
+    gradients: PyTree,
+    opt_state: PyTree,
+    trained: PyTree,
+    extra: Mapping[str, Any],
+) -> tuple[PyTree, PyTree]:
+    """The updates and the new state, with those of the extra arguments that all parts of the optimizer take.
+
+    Optax hands them to every part that may take some, and `sam`, for one, refuses those that it does not name.
+
+    Raises:
+      ValueError: one part needs what another refuses.
+    """
+    try:
+        return tx.update(gradients, opt_state, trained, **extra)
+    except TypeError as error:
+        refused = [name for name in extra if f"unexpected keyword argument {name!r}" in str(error)]
+        if not refused:
+            raise
+        try:
+            taken = {name: value for name, value in extra.items() if name not in refused}
+            return updated(tx, gradients, opt_state, trained, taken)
+        except TypeError as other:
+            raise ValueError(
+                f"optimizer must have parts that take the same extra arguments, but {error}, and {other}."
+            ) from other
+
+
 def check_factory(factory: Any, lane: Lane, by_name: bool) -> None:
     """Refuse what is no factory, and one that does not take a lane's names."""
     if not callable(factory):

@@ -21,6 +21,7 @@ from .optimizer import (
     Lane,
     difference,
     transformation,
+    updated,
     with_rate,
 )
 from .problem import Outcome, Problem, is_number
@@ -114,14 +115,8 @@ class Trainer:
         if "clock" in carry:
             before, clock = with_rate(before, tx, trained), {"clock": carry["clock"] + 1}
         try:
-            updates, optimizer_state = tx.update(
-                settled(gradients),
-                before,
-                trained,
-                value=loss,
-                grad=gradients,
-                value_fn=lambda trained: loss_of(trained)[0],
-            )
+            extra = {"value": loss, "grad": gradients, "value_fn": lambda trained: loss_of(trained)[0]}
+            updates, optimizer_state = updated(tx, settled(gradients), before, trained, extra)
         except Exception as error:
             if self.form != "number":
                 raise TakesNumbersOnlyError from error

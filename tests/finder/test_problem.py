@@ -95,15 +95,37 @@ OPTIMIZERS = {
         optax.lbfgs(rate, linesearch=optax.scale_by_backtracking_linesearch(5))
     ),
     "of a schedule": lambda rate: optax.adam(olr.one_cycle_schedule(rate, 20)),
+    "sam": lambda rate: sam(rate),
+    "sam in a chain": lambda rate: optax.chain(optax.clip_by_global_norm(0.1), sam(rate)),
+    "momo": lambda rate: optax.contrib.momo(rate),
+    "polyak": lambda rate: optax.polyak_sgd(rate),
 }
+
+
+def sam(rate):
+    return optax.contrib.sam(optax.sgd(rate), optax.chain(optax.contrib.normalize(), optax.sgd(0.05)))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_any_optimizer_equals_a_plain_loop(name):
     curve = quiet(loss_fn, PARAMS, OPTIMIZERS[name], BATCHES, learning_rates=[0.03], num_steps=5)
-    *_, losses, _ = plain_loop(OPTIMIZERS[name](jnp.float32(0.03)), 5)
+    tx = OPTIMIZERS[name](jnp.float32(0.03))
+    # This one refuses extra arguments, in a chain too.
+    alone = optax.GradientTransformation(tx.init, tx.update) if name.startswith("sam") else tx
+    *_, losses, _ = plain_loop(alone, 5)
     np.testing.assert_allclose(curve.losses[0, 0], losses, rtol=2e-6, atol=1e-7)
     assert losses[-1] != losses[0]
+
+
+def test_parts_of_an_optimizer_that_cannot_be_called_alike_are_named(unhooked):
+    def torn(rate):
+        return optax.chain(sam(rate), optax.contrib.reduce_on_plateau())
+
+    said = (
+        r"optimizer must have parts.*sam.*unexpected keyword argument.*, and .*plateau.* missing.*'value'\."
+    )
+    with pytest.raises(ValueError, match=said):
+        unhooked.lr_sweep(loss_fn, PARAMS, torn, BATCHES, learning_rates=[0.03], num_steps=5, progress=False)
 
 
 @pytest.mark.parametrize("lanes_at_once", ["auto", 2])
