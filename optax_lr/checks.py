@@ -178,7 +178,7 @@ def choice(name: str, value: Any, options: tuple[str, ...]) -> str:
     return value
 
 
-def size(name: str, value: Any, *, maximum: int = MAX_STEP) -> int:
+def size(name: str, value: Any, *, maximum: int = MAX_STEP, unit: str = "steps") -> int:
     """A concrete whole number of at least 1, for what sizes an array.
 
     Raises:
@@ -186,7 +186,7 @@ def size(name: str, value: Any, *, maximum: int = MAX_STEP) -> int:
     """
     if is_traced(value):
         raise _refusal(name, "a concrete number, since it sizes an array", "a traced one")
-    return int(steps(name, value, maximum=maximum, whole=True))
+    return int(steps(name, value, maximum=maximum, whole=True, unit=unit))
 
 
 def not_below(name: str, value: Any, floor_name: str, floor: Any) -> None:

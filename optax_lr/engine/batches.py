@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from .. import checks
 from ..types import Array, Int, PyTree, UInt32
 from .layout import part
-from .leaves import is_key, on_host
+from .leaves import is_key, on_host, typed_key
 
 # XLA's CPU backend reads host memory that begins at a multiple of this in place.
 ALIGNMENT = 64
@@ -280,7 +280,7 @@ def _words(impl: str) -> int:
 def root_bits(key: Array | None) -> tuple[UInt32[np.ndarray, "words"], str]:
     """The bits of a key, on the host, and its kind; by default those of `jax.random.key(0)`, which are zeros."""
     if key is not None:
-        typed = key if is_key(key) else jax.random.wrap_key_data(key)
+        typed = typed_key(key)
         return np.asarray(jax.device_get(jax.random.key_data(typed))), str(jax.random.key_impl(typed))
     impl: str = jax.config.jax_default_prng_impl  # type: ignore[attr-defined]
     return np.zeros(_words(impl), np.uint32), impl

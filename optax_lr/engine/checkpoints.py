@@ -86,13 +86,19 @@ class Folder:
         """Keep other processes out of the directory.
 
         Raises:
-          ValueError: another search is running in it, or it is a file.
+          ValueError: another search is running in it, it is a file, or nothing can be written there.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            if jax.process_index() == 0:
+                (self.path / "lock").touch()
         except (FileExistsError, NotADirectoryError) as error:
             raise ValueError(
                 f"checkpoint={str(self.path)!r} must be a directory, and a file is there."
+            ) from error
+        except OSError as error:
+            raise ValueError(
+                f"checkpoint={str(self.path)!r} must be a directory that can be written to: {error.strerror}."
             ) from error
         # Windows has no such lock.
         if jax.process_index() != 0 or importlib.util.find_spec("fcntl") is None:

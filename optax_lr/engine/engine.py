@@ -50,7 +50,8 @@ class Engine:
     What it returns has the parameters and the model state of one run.
 
     Raises:
-      ValueError: `lanes_at_once` is neither "auto" nor a whole number of at least 1, or `on_round` is no function.
+      ValueError: `lanes_at_once` is neither "auto" nor a whole number of at least 1, `checkpoint` is no path, or
+        `on_round` is no function.
     """
 
     lanes_at_once: int | Literal["auto"] = "auto"
@@ -60,8 +61,14 @@ class Engine:
     on_round: Callable[[list[dict[str, Any]]], object] | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.lanes_at_once, str) and self.lanes_at_once != "auto":
+            raise ValueError(
+                f'lanes_at_once must be "auto" or a whole number of lanes, got {self.lanes_at_once!r}.'
+            )
         if self.lanes_at_once != "auto":
-            checks.size("lanes_at_once", self.lanes_at_once)
+            checks.size("lanes_at_once", self.lanes_at_once, unit="lanes")
+        if not isinstance(self.checkpoint, str | os.PathLike | None):
+            raise ValueError(f"checkpoint must be the path of a directory, got {self.checkpoint!r}.")
         if self.on_round is not None and not callable(self.on_round):
             raise ValueError(f"on_round must be a function of a list of runs, got {self.on_round!r}.")
 

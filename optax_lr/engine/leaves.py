@@ -18,6 +18,21 @@ def is_key(leaf: Any) -> bool:
     return jax.dtypes.issubdtype(getattr(leaf, "dtype", np.float32), jax.dtypes.prng_key)
 
 
+def typed_key(key: Any) -> jax.Array:
+    """A random key of the user's, typed.
+
+    Raises:
+      ValueError: it is no key, or it is several.
+    """
+    try:
+        typed = key if is_key(key) else jax.random.wrap_key_data(key)
+    except (TypeError, ValueError):
+        typed = None
+    if typed is None or typed.ndim:
+        raise ValueError(f"key must be one random key, such as jax.random.key(0), got {key!r}.")
+    return typed
+
+
 def key_bits(leaf: Any) -> Any:
     """The bits of a random key; any other leaf as it is."""
     return jax.random.key_data(leaf) if is_key(leaf) else leaf

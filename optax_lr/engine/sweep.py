@@ -108,7 +108,7 @@ def sweep(
     of_one = jax.tree.map(lambda leaf: leaf[0], batches) if per_seed else batches
     length = steps_of("num_steps", num_steps, of_one, maximum=MOST_STEPS)
     evals = _increasing(eval_steps, length)
-    num_lanes, num_seeds = checks.leading_axis("lanes", lanes), checks.size("seeds", seeds)
+    num_lanes, num_seeds = checks.leading_axis("lanes", lanes), checks.size("seeds", seeds, unit="seeds")
     factor = checks.concrete("stop_factor", stop_factor, above=0)
     leaves, structure = jax.tree.flatten(host_arrays("lanes", lanes))
     # Names that JAX sorts in the order of the leaves.

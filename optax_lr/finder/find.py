@@ -192,8 +192,8 @@ def lr_find(
     usual = min(QUICK_STEPS if schedule is None else COARSE_STEPS, length or QUICK_STEPS)
     steps = steps_of("num_steps", usual if num_steps is None else num_steps, batches)
     longest = checks.size("max_full_horizon", max_full_horizon)
-    runs = checks.size("seeds", (parts or 3) if seeds is None else seeds)
-    rates = checks.size("finalists", 3 if finalists is None else finalists)
+    runs = checks.size("seeds", (parts or 3) if seeds is None else seeds, unit="seeds")
+    rates = checks.size("finalists", 3 if finalists is None else finalists, unit="rates")
     axes = combinations_of(lanes)
     left_out = {"num_steps": num_steps, "seeds": seeds, "finalists": finalists}
     combinations = len(next(iter(axes.values()), [0]))
@@ -222,7 +222,7 @@ def _length(
     length = None if horizon is None else steps_of("horizon", horizon, batches)
     if schedule is None:
         return length
-    one = schedule(1.0)
+    one = tables.peaked(schedule)(1.0)
     own = length_of(one)
     if length is None and own is None:
         raise ValueError(

@@ -20,7 +20,7 @@ def folds_wanted(folds: int | None, eval_batch: PyTree) -> int | None:
         return None
     if eval_batch is not None:
         raise ValueError("eval_batch must not be given beside folds, which validate on parts of the batches.")
-    if checks.size("folds", folds) < 2:
+    if checks.size("folds", folds, unit="parts") < 2:
         raise ValueError(f"folds must be at least 2, got {folds!r}.")
     return folds
 

@@ -17,6 +17,8 @@ def lanes_of(
     """
     if (learning_rates is None) == (lanes is None):
         raise ValueError("learning_rates or lanes must be given, and not both.")
+    if lanes is not None and not isinstance(lanes, Mapping):
+        raise ValueError(f"lanes must be lists of numbers by name, such as grid makes, got {lanes!r}.")
     name = "learning_rates" if lanes is None else 'lanes["learning_rate"]'
     given = {"learning_rate": learning_rates} if lanes is None else dict(lanes)
     if "learning_rate" not in given:
@@ -41,10 +43,11 @@ def combinations_of(lanes: Mapping[str, Any] | None) -> dict[str, np.ndarray]:
     """
     if lanes is None:
         return {}
-    if not lanes or "learning_rate" in lanes:
+    if not isinstance(lanes, Mapping) or not lanes or "learning_rate" in lanes:
+        got = list(lanes) if isinstance(lanes, Mapping) else lanes
         raise ValueError(
             "lanes must be what varies beside the learning rate, such as grid(weight_decay=[0.0, 0.1]), got "
-            f"{list(lanes)}; the rates to search between are min_learning_rate and max_learning_rate."
+            f"{got!r}; the rates to search between are min_learning_rate and max_learning_rate."
         )
     axes = {name: _numbers(f"lanes[{name!r}]", values) for name, values in lanes.items()}
     _refuse_other_lengths({name: len(values) for name, values in axes.items()})

@@ -98,7 +98,7 @@ def lr_range_test(
     decay = checks.concrete("smoothing", smoothing, minimum=0, below=1)
     factor = np.inf if stop_factor == np.inf else checks.concrete("stop_factor", stop_factor, above=1)
     runs, most = (
-        checks.size("seeds", seeds),
+        checks.size("seeds", seeds, unit="seeds"),
         int(checks.steps("check_runs", check_runs, minimum=0, whole=True)),
     )
     lane = example_lane({"learning_rate": low}, points)

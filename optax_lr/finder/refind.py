@@ -150,7 +150,7 @@ def _around(
     steps = steps_of("num_steps", REFIND_STEPS if num_steps is None else num_steps, batches)
     rates = REFIND_LANES if num_rates is None else num_rates
     count = int(checks.steps("num_rates", rates, minimum=3, whole=True))
-    runs = checks.size("seeds", REFIND_SEEDS if seeds is None else seeds)
+    runs = checks.size("seeds", REFIND_SEEDS if seeds is None else seeds, unit="seeds")
     evals = tuple(sorted({-(-steps // 4), -(-steps // 2), steps}))
     return Around(now, REFIND_RATIO, count, steps, runs, tables.constant, evals, length)
 

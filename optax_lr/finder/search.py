@@ -80,11 +80,12 @@ def judgment_of(metric: str, mode: Literal["min", "max"], folds: int | None = No
     return Judgment(metric, mode, folds or 1)
 
 
-def _refuse_unknown(metric: str, form: Form) -> None:
+def _refuse_unknown(metric: str, form: Form, problem: Problem) -> None:
     """Refuse a metric that nobody reports where runs are judged."""
     known = form.evals or form.metrics
     if metric not in known:
-        who = "validation (eval_fn)" if form.evals else "the loss (has_aux)"
+        judge = "validation (eval_fn)" if problem.eval_fn else "validation, which is loss_fn without eval_fn"
+        who = judge if form.evals else "the loss (has_aux)"
         raise ValueError(f"metric={metric!r} is not reported by {who}: {checks.close_match(metric, known)}")
 
 
@@ -124,7 +125,7 @@ def _driven(
 ) -> Ended:
     task = trainer.task(evaluates=posed.data.eval_batch is not None)
     with engine.open(task, posed.data, opening) as session:
-        _refuse_unknown(opening.judgment.metric, session.form)
+        _refuse_unknown(opening.judgment.metric, session.form, trainer.problem)
         session.finish(opening.description)
         drive(session)
         runs = session.runs.closed()

@@ -80,7 +80,7 @@ def lr_sweep(
     """
     wanted = lanes_of(learning_rates, lanes)
     problem, engine = given(loss_fn, model_state is not None, options)
-    factor, runs = ceilings.factor_of(stop_factor), checks.size("seeds", seeds)
+    factor, runs = ceilings.factor_of(stop_factor), checks.size("seeds", seeds, unit="seeds")
     steps = _length(batches, num_steps)
     lane = example_lane(first_of(wanted), steps)
     posed = pose(

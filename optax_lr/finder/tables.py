@@ -65,9 +65,20 @@ def _one_cycle(steps: int) -> np.ndarray:
     return np.asarray(values, np.float64)[:steps]
 
 
+def peaked(schedule: Any) -> PeakToSchedule:
+    """The user's function of the peak to a schedule.
+
+    Raises:
+      ValueError: it is no function.
+    """
+    if not callable(schedule):
+        raise _no_schedule(repr(schedule))
+    return schedule
+
+
 def of_peaks(schedule: PeakToSchedule | None, rates: Rates, steps: int, first: int) -> Table:
     """The user's schedule at each peak, or constant rates where there is none."""
-    return constant(rates, steps) if schedule is None else of_schedule(schedule, rates, steps, first)
+    return constant(rates, steps) if schedule is None else of_schedule(peaked(schedule), rates, steps, first)
 
 
 def of_schedule(schedule: PeakToSchedule, rates: Rates, steps: int, first: int = 0) -> Table:
@@ -98,8 +109,10 @@ def tabulated(schedule: Schedule, times: Int[np.ndarray, "steps"]) -> Float[np.n
     except Exception:
         # What fails at a traced step may still be a function of Python numbers; what fails there, too, is an error.
         values = np.array([_called(schedule, int(step), int(times[-1])) for step in times], np.float32)
-    if values.ndim != 1 or not np.isfinite(values).all():
-        raise ValueError(f"schedule must give a finite number at every step, got {values!r}.")
+    if values.ndim != 1:
+        raise _not_finite(f"an array of shape {values.shape[1:]}", times[0])
+    if (wrong := ~np.isfinite(values)).any():
+        raise _not_finite(values[wrong][0], times[wrong][0])
     return values
 
 
@@ -133,14 +146,26 @@ def warn_if_cut(schedule: Schedule, horizon: int, length: float | None) -> None:
 
 def _called(schedule: Any, step: int, last: int) -> float:
     if not callable(schedule):
-        raise ValueError(
-            f"schedule must be a function of the peak to a function of the step, got one to {schedule!r}: "
-            "lambda peak: optax.cosine_decay_schedule(peak, steps)."
-        )
+        raise _no_schedule(f"one to {schedule!r}")
     try:
-        return float(schedule(step))
+        value = schedule(step)
     except (LookupError, TypeError, ArithmeticError) as error:
         raise ValueError(
             f"schedule must give a finite number at every step up to {last}, and fails at step {step} with "
             f"{type(error).__name__}: {error}."
         ) from error
+    try:
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise _not_finite(repr(value), step) from error
+
+
+def _not_finite(got: object, step: int) -> ValueError:
+    return ValueError(f"schedule must give a finite number at every step, got {got} at step {step}.")
+
+
+def _no_schedule(got: str) -> ValueError:
+    return ValueError(
+        f"schedule must be a function of the peak to a function of the step, got {got}: "
+        "lambda peak: optax.cosine_decay_schedule(peak, steps)."
+    )

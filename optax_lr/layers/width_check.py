@@ -115,11 +115,11 @@ def check_width_transfer(
     Source: the coordinate check of Yang et al. 2022 (arXiv:2203.03466), on the change of the loss.
     """
     checks.not_traced("check_width_transfer", batches)
-    sizes = [checks.size(f"widths[{index}]", width) for index, width in enumerate(widths)]
+    sizes = [checks.size(f"widths[{index}]", width, unit="features") for index, width in enumerate(widths)]
     if len(sizes) < 2 or sizes != sorted(set(sizes)):
         raise ValueError(f"widths must be at least two, in increasing order, got {list(widths)!r}.")
     checks.leading_axis("batches", batches)
-    starts = [()] if seeds is None else [(seed,) for seed in range(checks.size("seeds", seeds))]
+    starts = [()] if seeds is None else [(seed,) for seed in range(checks.size("seeds", seeds, unit="seeds"))]
     runs = [[_changes(*model(width, *start), optimizer, batches) for start in starts] for width in sizes]
     found = [{path: float(np.mean([run[path] for run in each])) for path in each[0]} for each in runs]
     for width, changes in zip(sizes, found, strict=True):

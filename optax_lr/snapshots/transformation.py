@@ -112,7 +112,7 @@ def snapshot_at_cycle_ends(
     Source: Huang et al. 2017 (arXiv:1704.00109), section 3.
     """
     cycles = Cycles.of("cycle_steps", cycle_steps)
-    slots = checks.size("max_snapshots", max_snapshots)
+    slots = checks.size("max_snapshots", max_snapshots, unit="snapshots")
     skipped = checks.steps("burn_in", burn_in, minimum=0, whole=True, unit="cycles")
 
     def init(params: optax.Params) -> SnapshotAtCycleEndsState:

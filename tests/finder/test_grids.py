@@ -64,3 +64,8 @@ def test_rates_need_not_increase_where_another_axis_varies():
         0.2,
         0.1,
     ]
+
+
+def test_lanes_without_names_are_refused(unhooked):
+    with pytest.raises(ValueError, match=r"lanes must be lists of numbers by name, .*, got \[1, 2\]\."):
+        unhooked.lr_sweep(abs, 0.0, abs, [], lanes=[1, 2])

@@ -56,6 +56,46 @@ SEARCHES = {
         {"optimizer": branching_in_the_optimizer},
         r"optimizer must be one that JAX can trace, and a schedule in it.*use jnp.where or optax.join_schedules",
     ),
+    "a rate as schedule": (
+        {"schedule": 0.1, "horizon": 8},
+        r"schedule must be a function of the peak to a function of the step, got 0\.1: lambda peak: ",
+    ),
+    "a schedule of words": (
+        {"schedule": lambda peak: lambda step: "high", "horizon": 8},
+        r"schedule must give a finite number at every step, got 'high' at step 0\.$",
+    ),
+    "a schedule that is not finite": (
+        {"schedule": lambda peak: lambda step: peak / (step != 3), "horizon": 8},
+        r"schedule must give a finite number at every step, got inf at step 3\.$",
+    ),
+    "a schedule of arrays": (
+        {"schedule": lambda peak: lambda step: peak * jnp.ones(2), "horizon": 8},
+        r"schedule must give a finite number at every step, got an array of shape \(2,\) at step 0\.$",
+    ),
+    "lanes without names": (
+        {"lanes": [1, 2]},
+        r"lanes must be what varies beside .*, got \[1, 2\]; the rates",
+    ),
+    "a number as checkpoint": ({"checkpoint": 3}, r"checkpoint must be the path of a directory, got 3\."),
+    "a checkpoint that cannot be": (
+        {"checkpoint": "x" * 300},
+        r"checkpoint='.*x' must be a directory that can be written to: .* too long\.",
+    ),
+    "a number as key": ({"key": 0}, r"key must be one random key, such as jax\.random\.key\(0\), got 0\."),
+    "several keys": ({"key": jax.random.split(jax.random.key(0))}, r"key must be one random key, "),
+    "all lanes at once": (
+        {"lanes_at_once": "all"},
+        r"lanes_at_once must be \"auto\" or a whole number of lanes, got 'all'\.",
+    ),
+    "no lane at once": (
+        {"lanes_at_once": 0},
+        r"lanes_at_once must be a whole number of lanes from 1 .*, got 0",
+    ),
+    "no seed": ({"seeds": 0}, r"seeds must be a whole number of seeds from 1 .*, got 0"),
+    "a metric of nobody": (
+        {"metric": "acc", "eval_batch": FIRST},
+        r"metric='acc' is not reported by validation, which is loss_fn without eval_fn: there is 'loss'\.",
+    ),
 }
 
 
@@ -63,6 +103,8 @@ SEARCHES = {
 def test_a_search_says_what_to_do(mistake, unhooked):
     changes, sentence = SEARCHES[mistake]
     given = {"params": PARAMS, "optimizer": optax.sgd, "batches": BATCHES, "num_steps": 8, **changes}
+    if "horizon" in given:
+        given.setdefault("eval_batch", FIRST)
     with pytest.raises(ValueError, match=sentence):
         unhooked.lr_find(loss_fn, progress=False, **given)
 
