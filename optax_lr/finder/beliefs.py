@@ -29,6 +29,7 @@ class Belief:
       grid: octaves at which the best rate may lie, [points].
       cost: what a run of the horizon is expected to lose at each, [points].
       best: the place of the lowest.
+      certain: whether runs have no noise, as seeds of one rate tell.
     """
 
     def __init__(self, seen: Seen, grid: Float[np.ndarray, "points"]):

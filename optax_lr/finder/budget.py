@@ -129,9 +129,8 @@ class Budgeted(Policy):
         if not len(runs):
             return self._asked([(octave, 0) for octave in self.scan], 0)
         belief = self.belief(runs)
-        if (_learned(runs) and belief.excess < self.spend.tolerance) or len(
-            runs
-        ) >= MOST_RUNS + 2 * self.spend.budget:
+        sure = belief.excess < self.spend.tolerance and _learned(runs)
+        if sure or len(runs) >= MOST_RUNS + 2 * self.spend.budget:
             return None
         left = self.spend.steps - runs.price
         if again := self._again(runs, left):

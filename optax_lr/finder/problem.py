@@ -166,7 +166,10 @@ def _scalars(name: str, metrics: Any, *, without: str | None = None) -> dict[str
         )
     for metric, value in metrics.items():
         if not is_scalar(value):
-            raise ValueError(f"{name} must return a scalar as metric {metric!r}, got {checks.shapes(value)}.")
+            several = ", or several as a dict of scalars" if name == "eval_fn" else ""
+            raise ValueError(
+                f"{name} must return a scalar as metric {metric!r}{several}, got {checks.shapes(value)}."
+            )
         if metric == without:
             raise ValueError(f"{name} must not report {metric!r} among its metrics: it returns it already.")
     return {metric: jnp.asarray(value) for metric, value in metrics.items()}

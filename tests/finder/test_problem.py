@@ -421,7 +421,10 @@ REFUSED = [
         {"eval_fn": lambda p, b: {"error": 0.0}, "eval_batch": VALIDATION},
         r"eval_fn must return a loss or a dict with \"loss\", got \['error'\]",
     ),
-    ({"eval_fn": lambda p, b: p["b"], "eval_batch": VALIDATION}, r"scalar as metric 'loss', got \(4,\)"),
+    (
+        {"eval_fn": lambda p, b: (p["b"].sum(), {"error": 0.0}), "eval_batch": VALIDATION},
+        r"eval_fn must return a scalar as metric 'loss', or several as a dict of scalars, got \(\(\), ",
+    ),
     (
         {"opt_state": optax.adam(0.1).init(PARAMS)},
         r"opt_state must be as optimizer\(learning_rate\)\.init\(params\) makes it, but it also has \[0\]\.count",
