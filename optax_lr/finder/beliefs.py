@@ -57,9 +57,9 @@ class Belief:
         return self._seen.best_of(self._seen.longest)
 
     @property
-    def _edge_above(self) -> float:
-        """The octave of the lost run of the horizon that the best one stands beside; infinite if there is none."""
-        return self._lost_above(self._seen.points.halvings == 0)[1]
+    def _sharp_edge(self) -> float:
+        """Without noise, the octave of the lost run of the horizon that the best stands beside; else infinity."""
+        return self._lost_above(self._seen.points.halvings == 0)[1] if self.certain else np.inf
 
     def _lost_above(self, here: Bool[np.ndarray, " rows"]) -> tuple[float, float]:
         """The octave of the best of some runs, and that of the next higher one if that was lost, else infinity."""
@@ -88,7 +88,7 @@ class Belief:
         is known of the edge. Where three runs of the horizon or more survived, no more than half a step of the grid
         beyond them.
         """
-        if self.certain and self._edge_above < np.inf:
+        if self._sharp_edge < np.inf:
             return self.best_tried
         at, move = vertex(self.cost)
         octave = float(self.grid[at] + self._fineness * move)
@@ -108,9 +108,9 @@ class Belief:
         first = int(np.argmin(places[inside:] - places[: len(places) - inside]))
         low, high = places[first] - self._fineness / 2, places[first + inside] + self._fineness / 2
         high = max(float(high), self.octave)
-        if self.certain and self._edge_above < np.inf:
+        if self._sharp_edge < np.inf:
             # Up to half the way to what was lost.
-            high = max(high, (self.best_tried + self._edge_above) / 2)
+            high = max(high, (self.best_tried + self._sharp_edge) / 2)
         return min(float(low), self.octave), high
 
     @property

@@ -104,7 +104,6 @@ class Branches(Budgeted):
             high=last.high,
             reason=reason,
             at_edge=at_edge,
-            horizon=self.spend.horizon,
             rules={},
         )
 

@@ -133,7 +133,7 @@ class Budgeted(Policy):
         if sure or len(runs) >= MOST_RUNS + 2 * self.spend.budget:
             return None
         left = self.spend.steps - runs.price
-        if again := self._again(runs, left):
+        if again := self._again(belief, runs, left):
             return self._asked(again, 0)
         for stage, steps in enumerate(self.lengths):
             most = self._left(runs, stage, left)
@@ -151,12 +151,11 @@ class Budgeted(Policy):
                 return self._asked(chosen, stage)
         return None
 
-    def _again(self, runs: Runs, left: int) -> list[Lane]:
+    def _again(self, belief: Belief, runs: Runs, left: int) -> list[Lane]:
         """The best of the first rates on a second seed, which tells whether runs have noise at all."""
         if runs.rounds > 1 or self.spend.max_rounds is not None or self.spend.budget < MIDDLE_BUDGET:
             return []
-        seen = seen_in(runs, self.spend.horizon)
-        return self._affordable([(seen.best_of(~seen.lost), 1)], self.lengths[0], runs, left)
+        return self._affordable([(belief.best_tried, 1)], self.lengths[0], runs, left)
 
     def belief(self, runs: Runs) -> Belief:
         """What is believed of all rates.
