@@ -39,7 +39,7 @@ ROOMS = {
     "finder": (
         "files display losses merging columns curve suggestion comparison judging smooth outcomes neighbors rules "
         "stable classic regimes suggest verdict histories diagnose grids problem optimizer tables views model "
-        "seen beliefs ceilings training folds late inputs policy constant quick finalists spending budget "
+        "levels seen beliefs ceilings training folds late inputs policy constant quick finalists spending budget "
         "branches combinations search ways find sweep ramp_checks range_test refind compared compare "
         "curvature transfer"
     ),

@@ -9,17 +9,20 @@ from .comparison import vertex
 from .model import Edge, Points, Values, at_horizon
 from .seen import UNIT, Seen, possible, some
 
-# The rates that are compared, by octave; of runs without noise those so far from the best of the longest.
-FINENESS, FINEST, FINE_SPAN = 0.5, 0.125, 4.0
+# The rates that are compared, by octave; finer ones, so far from the best of the longest, where it stands beside a
+# rate that diverged, and the finest where runs have no noise.
+FINENESS, FINE, FINEST, FINE_SPAN = 0.5, 0.25, 0.125, 4.0
 # What a lost run costs: it fell not at all.
 LOST = float(np.log1p(1 / UNIT))
 # The surprises that a further run is imagined to bring: Gauss and Hermite's nodes, and their weights.
 SURPRISES, CHANCES = (-2.857, -1.356, 0.0, 1.356, 2.857), (0.0113, 0.2221, 0.5333, 0.2221, 0.0113)
 DRAWS, WITHIN = 256, 0.9
+# What the chance that a rate is the best is worth: it decides where no single run would change the answer.
+UNSURE = 1e-3
 # Octaves between the first lanes of a length, of which there are usually so few.
 APART, FEW = 1.25, 3
-# A rate that diverged so many octaves above the best one is beside it.
-BESIDE = 1.0
+# A rate that diverged so many octaves above the best one is beside it; so many, where rates are compared.
+BESIDE, NEAR_EDGE = 1.0, 2.0
 
 
 class Belief:
@@ -33,13 +36,8 @@ class Belief:
     """
 
     def __init__(self, seen: Seen, grid: Float[np.ndarray, "points"]):
-        left, grid = ~seen.lost, possible(seen, grid)
-        self.certain, self._fineness = seen.certain, FINENESS
-        if self.certain:
-            best, self._fineness = seen.best_of(seen.longest), FINEST
-            grid = np.arange(
-                max(grid[0], best - FINE_SPAN), min(grid[-1], best + FINE_SPAN) + FINEST / 2, FINEST
-            )
+        self.certain, self._fineness = seen.certain, _fineness(seen)
+        left, grid = ~seen.lost, _compared(seen, possible(seen, grid), self._fineness)
         self.grid, self._seen = grid, seen
         self.values = Values(some(seen.points, left), seen.values[left], grid)
         self.edge = Edge(seen.points, seen.lost, grid, sharp=self.certain)
@@ -59,16 +57,7 @@ class Belief:
     @property
     def _sharp_edge(self) -> float:
         """Without noise, the octave of the lost run of the horizon that the best stands beside; else infinity."""
-        return self._lost_above(self._seen.points.halvings == 0)[1] if self.certain else np.inf
-
-    def _lost_above(self, here: Bool[np.ndarray, " rows"]) -> tuple[float, float]:
-        """The octave of the best of some runs, and that of the next higher one if that was lost, else infinity."""
-        octaves, lost = self._seen.points.octaves, self._seen.lost
-        if not (here & ~lost).any():
-            return np.nan, np.inf
-        best = self._seen.best_of(here)
-        above = float(octaves[here & (octaves > best)].min(initial=np.inf))
-        return best, above if lost[here & (octaves == above)].any() else np.inf
+        return self._seen.lost_above(self._seen.points.halvings == 0)[1] if self.certain else np.inf
 
     @property
     def unit(self) -> float:
@@ -137,6 +126,11 @@ class Belief:
         expected = chance * (mean + LOST * lost).min(axis=0) + (1 - chance) * survived
         return self.cost[self.best] - expected
 
+    def _chance_of_best(self, runs: Points) -> Float[np.ndarray, " runs"]:
+        """How probable it is that the rate of each run is the best, over how many seeds it will have."""
+        near = np.abs(runs.octaves[:, None] - self._lowest) <= self._fineness / 2
+        return near.mean(axis=1) / (1 + runs.seeds)
+
     def next_runs(self, halvings: float, count: int, most_seeds: int) -> list[tuple[float, int]]:
         """The octaves and seeds of the runs of a length that would lower the cost of the answer most.
 
@@ -161,7 +155,7 @@ class Belief:
             values = values.expecting(_points([run], halvings))
         for _ in range(min(count - len(chosen), len(wanted))):
             runs = _points([each for each in wanted if each not in chosen], halvings)
-            at = int(self.worth(values, runs).argmax())
+            at = int((self.worth(values, runs) + UNSURE * self._chance_of_best(runs)).argmax())
             chosen.append((float(runs.octaves[at]), int(runs.seeds[at])))
             values = values.expecting(_points(chosen[-1:], halvings))
         return chosen
@@ -178,12 +172,12 @@ class Belief:
         self, here: Bool[np.ndarray, " rows"], tried: dict[float, int]
     ) -> list[tuple[float, int]]:
         """Where the best of some runs stands beside a lost one: its second seed; without noise, what is between."""
-        best, above = self._lost_above(here)
+        best, above = self._seen.lost_above(here)
         if not above - best <= BESIDE:
             return []
         if tried[best] == 1 and not self.certain:
             return [(best, 1)]
-        return [((best + above) / 2, 0)] if self.certain and above - best > FINEST else []
+        return [((best + above) / 2, 0)] if self.certain and above - best > FINEST / 2 else []
 
     def _beyond(self, here: Bool[np.ndarray, " rows"]) -> list[float]:
         """The octaves that are missing on the open sides of the best of some runs, as far as it may lie there."""
@@ -199,3 +193,24 @@ class Belief:
 def _points(runs: Sequence[tuple[float, int]], halvings: float) -> Points:
     octaves, seeds = zip(*runs, strict=True)
     return Points(np.array(octaves, float), np.full(len(runs), halvings), np.array(seeds, int))
+
+
+def _fineness(seen: Seen) -> float:
+    """By how many octaves the rates that are compared are apart."""
+    if seen.certain:
+        return FINEST
+    whole = seen.points.halvings == 0
+    best, above = seen.lost_above(whole)
+    several = (whole & ~seen.lost).sum() > 1
+    return FINE if several and above - best <= NEAR_EDGE else FINENESS
+
+
+def _compared(
+    seen: Seen, possible: Float[np.ndarray, " possible"], fineness: float
+) -> Float[np.ndarray, " points"]:
+    """The octaves of a grid that may be, or finer ones of those around the best of the longest runs."""
+    if fineness == FINENESS:
+        return possible
+    best = seen.best_of(seen.longest)
+    low, high = max(possible[0], best - FINE_SPAN), min(possible[-1], best + FINE_SPAN)
+    return np.arange(low, high + fineness / 2, fineness)

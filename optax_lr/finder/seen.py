@@ -5,16 +5,20 @@ import dataclasses
 import numpy as np
 
 from ..engine.runs import Runs
-from ..types import Bool, Float, Int
+from ..types import Bool, Float
+from .levels import levels_of, spread
 from .model import SLOPES, Points
 from .views import final_height, final_loss
 
 # A run of the horizon whose loss is above the lowest by this share of the fall has lost log(2). Losses fall about
 # as 1 / steps, so of a shorter run the share is so much larger, up to the other.
 UNIT, LARGEST_UNIT = 0.02, 0.1
-# Nor is it more than TIMES the excess of the third best of four rates or more, which is at least NOISE_TIMES the
-# noise of a run.
-THIRD, LEAST_RATES, TIMES, NOISE_TIMES = 2, 4, 2.0, 5.0
+# Nor is it more than TIMES the excess of the third best of four rates or more.
+THIRD, LEAST_RATES, TIMES = 2, 4, 2.0
+# It is NOISE_TIMES the noise of a run at least, up to this share of the fall.
+NOISE_TIMES, NOISE_UNIT = 5.0, 0.05
+# Rates whose best run is above the lowest by no more of the fall tell what seeds have in common.
+NEAR = 0.17
 # Of the fall, what float32 tells apart.
 LEAST_UNIT = 1e-6
 # Of a run that did far worse than the best, nothing but that counts.
@@ -23,7 +27,7 @@ MOST = 1.0
 FAR = 0.69
 # Over so many octaves rates are compared at least.
 LEAST = 6.0
-# Values of seeds that differ by no more are alike.
+# Values of seeds are alike that differ by no more of what the rate differs from the next one.
 ALIKE = 1e-3
 
 
@@ -49,16 +53,27 @@ class Seen:
         Then what survived at a rate survives there again.
         """
         octaves, halvings, _ = self.points
-        _, of, runs = np.unique(
-            np.stack([octaves, halvings]), axis=1, return_inverse=True, return_counts=True
+        (length, _), of, runs = np.unique(
+            np.stack([halvings, octaves]), axis=1, return_inverse=True, return_counts=True
         )
-        several = runs[of.ravel()] > 1
-        lost, values = (
-            np.bincount(of.ravel(), each, len(runs))[of.ravel()] / runs[of.ravel()]
-            for each in (self.lost, self.values)
+        lost, means = (np.bincount(of.ravel(), each) / runs for each in (self.lost, self.values))
+        apart = np.abs(means[:, None] - means)
+        nearest = np.where((apart > 0) & (length[:, None] == length), apart, np.inf).min(axis=1)
+        alike = (
+            np.abs(self.values - means[of.ravel()])
+            <= ALIKE * np.where(np.isfinite(nearest), nearest, 0)[of.ravel()]
         )
-        same = (lost == self.lost) & (np.abs(values - self.values) <= ALIKE)
-        return bool(several.any() and same[several].all())
+        several = (runs > 1)[of.ravel()]
+        return bool(several.any() and (alike & (lost[of.ravel()] == self.lost))[several].all())
+
+    def lost_above(self, here: Bool[np.ndarray, "rows"]) -> tuple[float, float]:
+        """The octave of the best of some runs, and that of the next higher one if that was lost, else infinity."""
+        octaves, lost = self.points.octaves, self.lost
+        if not (here & ~lost).any():
+            return np.nan, np.inf
+        best = self.best_of(here)
+        above = float(octaves[here & (octaves > best)].min(initial=np.inf))
+        return best, above if lost[here & (octaves == above)].any() else np.inf
 
     @property
     def longest(self) -> Bool[np.ndarray, "rows"]:
@@ -83,43 +98,47 @@ class Seen:
 
 
 def seen_in(runs: Runs, horizon: int) -> Seen:
-    """What a table of runs tells: log(1 + (loss - lowest of the length) / (unit fall)) of each run, at most 1.
+    """What a table of runs tells: log(1 + (level - lowest of the length) / (unit fall)) of the rate of each run, at
+    most 1, and by how much the run differs from it, to first order.
 
     Runs fall from the loss without training. The fall is the geometric mean of that of the best run of the length
     and of the best of all, so that where short runs learned next to nothing their noise counts for little.
 
-    The unit is 0.02 horizon / steps, at most 0.1, and at most twice the excess of the third best rate, or ten times
-    the noise: where losses of many rates are tiny beside the fall, they are told apart all the same.
+    The unit is 0.02 horizon / steps, at most 0.1, and at most twice the excess of the third best rate: where losses
+    of many rates are tiny beside the fall, they are told apart all the same. It is at least five times the noise of
+    a run, up to 0.05; where a length has no seeds that tell it, that of a shorter one, less as runs are longer.
+
+    Without noise, a run of the horizon that ended above the loss without training is lost, too.
     """
     heights, steps = _heights(runs), runs.columns["steps"]
-    rates = np.asarray(runs.lanes["learning_rate"], np.float64)
-    values, lost, unit = np.zeros(len(runs)), ~np.isfinite(heights), UNIT
+    rates, seeds = np.asarray(runs.lanes["learning_rate"], np.float64), runs.columns["seed"]
+    values, lost, unit, noise = np.zeros(len(runs)), ~np.isfinite(heights), UNIT, 0.0
     most = max(0.0, -heights.min(initial=0.0))
     for length in np.unique(steps[~lost]):
         here = (steps == length) & ~lost
         above = heights[here] - heights[here].min()
         fall = np.sqrt(max(-heights[here].min(), 0.0) * most) or np.ptp(heights[here]) or 1.0
-        unit = min(UNIT * horizon / length, LARGEST_UNIT, TIMES * _third(rates[here], above) / fall)
-        unit = max(unit, LEAST_UNIT)
-        values[here] = np.minimum(np.log1p(above / (unit * fall)), MOST)
-    points = Points(np.log2(rates), np.log2(horizon / steps), runs.columns["seed"])
-    return Seen(points, values, lost, float(unit))
+        found = levels_of(above, rates[here], seeds[here], NEAR * fall)
+        noise = noise / length if np.isnan(found.noise) else found.noise
+        unit = min(UNIT * horizon / length, LARGEST_UNIT, TIMES * _third(rates[here], found.levels) / fall)
+        unit = max(unit, min(NOISE_TIMES * noise / fall, NOISE_UNIT), LEAST_UNIT)
+        excess = (found.levels - found.levels.min()) / (unit * fall)
+        apart = (above - found.levels) / (unit * fall) / (1 + excess)
+        values[here] = np.where(np.log1p(excess) < MOST, np.log1p(excess) + np.clip(apart, -MOST, MOST), MOST)
+        noise *= length
+    points = Points(np.log2(rates), np.log2(horizon / steps), seeds)
+    seen = Seen(points, values, lost, float(unit))
+    risen = (heights > 0) & (steps == horizon)
+    return dataclasses.replace(seen, lost=lost | risen) if seen.certain and not (lost | risen).all() else seen
 
 
-def _third(rates: Float[np.ndarray, " rows"], above: Float[np.ndarray, " rows"]) -> float:
-    """The excess of the third best rate over the best, means over its seeds; at least five times their noise.
-
-    It is infinite where it tells of no scale: of fewer than four rates, and where three tie.
-    """
-    known, of_rate, runs = np.unique(rates, return_inverse=True, return_counts=True)
+def _third(rates: Float[np.ndarray, " rows"], levels: Float[np.ndarray, " rows"]) -> float:
+    """The excess of the third best rate over the best; infinite of fewer than four rates, and where three tie."""
+    known, first = np.unique(rates, return_index=True)
     if len(known) < LEAST_RATES:
         return float("inf")
-    means = np.bincount(of_rate, above) / runs
-    best = np.argsort(means)[: THIRD + 1]
-    few = np.isin(of_rate, best)
-    freedom = few.sum() - len(best)
-    noise = np.sqrt(_spread(above[few], np.unique(rates[few], return_inverse=True)[1]) / max(freedom, 1))
-    return float(max(means[best[-1]] - means[best[0]], NOISE_TIMES * noise)) or float("inf")
+    best = np.sort(levels[first])
+    return float(best[THIRD] - best[0]) or float("inf")
 
 
 def _heights(runs: Runs) -> Float[np.ndarray, " rows"]:
@@ -139,14 +158,8 @@ def _heights(runs: Runs) -> Float[np.ndarray, " rows"]:
         alike[here] += starts[here] - np.mean(each)
     rates = np.stack([steps, runs.lanes["learning_rate"]], axis=1)[kept]
     _, of_rate = np.unique(rates, axis=0, return_inverse=True)
-    spreads = [_spread(each[kept], of_rate.ravel()) for each in (heights, alike)]
+    spreads = [spread(each[kept], of_rate.ravel()) for each in (heights, alike)]
     return alike if spreads[1] < spreads[0] else heights
-
-
-def _spread(values: Float[np.ndarray, " rows"], group: Int[np.ndarray, " rows"]) -> float:
-    """The sum of the squared distances from the means of the groups."""
-    sums, counts = np.bincount(group, values), np.bincount(group)
-    return float(((values - (sums / counts)[group]) ** 2).sum())
 
 
 def some(points: Points, which: np.ndarray) -> Points:

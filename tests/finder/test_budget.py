@@ -20,10 +20,8 @@ from optax_lr.engine.session import Session
 from optax_lr.finder import tables
 from optax_lr.finder.budget import Budgeted
 from optax_lr.finder.combinations import Combinations
-from optax_lr.finder.model import Points
 from optax_lr.finder.optimizer import TABLE
 from optax_lr.finder.policy import AllDivergedError, Bounds
-from optax_lr.finder.seen import Seen, possible
 from optax_lr.finder.spending import Spending
 
 HORIZON = 200
@@ -196,24 +194,6 @@ def test_three_rates_that_tie_tell_of_no_scale():
     assert -9 < np.log2(found.learning_rate) < -2
 
 
-def seen(octaves, halvings, values):
-    points = Points(np.array(octaves, float), np.array(halvings, float), np.zeros(len(octaves), int))
-    return Seen(points, np.array(values, float), np.zeros(len(octaves), bool), 0.02)
-
-
-def test_rates_that_a_drift_cannot_reach_are_ruled_out():
-    grid = np.arange(-40, 11) * 0.5
-    # The best rate of an eighth of the run is 2^-4; it may fall by 1.2 octaves a halving and rise by 0.4.
-    found = possible(seen([-10, -7, -4, -1, 2], [3] * 5, [1, 1, 0, 0.4, 1]), grid)
-    assert found[0] == -10.5 and found[-1] == 3.0
-    # Other lengths tighten it, but six octaves stay where they contradict.
-    both = seen([-10, -7, -4, -1, 2, -12, -9, -6], [3] * 5 + [0] * 3, [1, 1, 0, 0.4, 1, 1, 0, 1])
-    found = possible(both, grid)
-    assert found[0] <= -9 <= found[-1] and 5.5 <= np.ptp(found) <= 6
-    # Nothing that did far worse, nothing ruled out.
-    assert len(possible(seen([-4, -1], [3, 3], [0, 0.4]), grid)) == len(grid)
-
-
 def test_what_lies_at_an_edge_is_answered_below_it():
     found = searched(10, edge=-7.5)
     assert -9 <= np.log2(found.learning_rate) <= -7.5
@@ -290,16 +270,6 @@ def test_beside_a_noisy_edge_the_best_rate_has_a_second_seed():
     long = runs.columns["steps"] == 1000
     assert len(np.unique(seeds[long])) > 1 and octaves[long & (seeds == 1)].min() < -5
     assert -7.5 <= np.log2(policy_of(25).answer(runs).learning_rate) <= -5.2
-
-
-def test_runs_are_certain_where_seeds_agree():
-    points = Points(np.array([-4.0, -4, -6, -6]), np.zeros(4), np.array([0, 1, 0, 1]))
-    known = Seen(points, np.array([0.5, 0.5, 0.2, 0.2]), np.zeros(4, bool), 0.02)
-    assert known.certain
-    assert not dataclasses.replace(known, values=np.array([0.5, 0.5, 0.2, 0.21])).certain
-    assert not dataclasses.replace(known, lost=np.array([True, False, False, False])).certain
-    # One seed tells nothing.
-    assert not dataclasses.replace(known, points=points._replace(halvings=np.arange(4.0))).certain
 
 
 def test_a_trace_tells_answer_price_and_chain_of_each_round():
