@@ -34,8 +34,9 @@ ALIKE_HALVINGS, OFFSET = 4.0, 10.0
 # Of the variance of the noise, what all runs of one seed have in common.
 SHARED = 0.5
 # By how many octaves the edge of divergence falls where runs are twice as long; over how many it is crossed, and
-# over how many where runs have no noise. How many octaves apart the edges are that may be.
-FALLS, SOFTNESSES, SHARP, APART = (0.0, 0.25), (0.03, 0.1, 0.3, 1.0), (0.02,), 0.0625
+# over how many where runs have no noise. How many octaves apart the edges are that may be, and those of the latter.
+FALLS, SOFTNESSES, SHARP = (0.0, 0.25), (0.1, 0.3, 1.0), (0.02,)
+APART, SHARP_APART = 0.25, 0.0625
 # Members of less weight than this, relative to the best, are left out.
 LEAST_WEIGHT = 1e-2
 
@@ -127,7 +128,7 @@ class Edge:
         *,
         sharp: bool = False,
     ):
-        edges = np.arange(grid[0] - 4, grid[-1] + 8, APART)
+        edges = np.arange(grid[0] - 4, grid[-1] + 8, SHARP_APART if sharp else APART)
         every = np.meshgrid(edges, FALLS, SHARP if sharp else SOFTNESSES, indexing="ij")
         self._edge, self._fall, self._softness = map(np.ravel, every)
         chance = np.clip(self._chances(seen), 1e-6, 1 - 1e-6)
