@@ -27,6 +27,8 @@ MOST = 1.0
 FAR = 0.69
 # Over so many octaves rates are compared at least.
 LEAST = 6.0
+# Digits of values that count.
+DIGITS = 9
 # Values of seeds are alike that differ by no more of what the rate differs from the next one.
 ALIKE = 1e-3
 
@@ -127,7 +129,8 @@ def seen_in(runs: Runs, horizon: int) -> Seen:
         values[here] = np.where(np.log1p(excess) < MOST, np.log1p(excess) + np.clip(apart, -MOST, MOST), MOST)
         noise *= length
     points = Points(np.log2(rates), np.log2(horizon / steps), seeds)
-    seen = Seen(points, values, lost, float(unit))
+    # What rounding does, which is not the same from call to call, is in no bit of an answer.
+    seen = Seen(points, np.round(values, DIGITS), lost, float(np.float32(unit)))
     risen = (heights > 0) & (steps == horizon)
     return dataclasses.replace(seen, lost=lost | risen) if seen.certain and not (lost | risen).all() else seen
 
