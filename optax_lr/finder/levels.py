@@ -40,9 +40,9 @@ def levels_of(
     >>> [round(float(level), 3) for level in found.levels]
     [1.5, 1.5, 0.75]
     """
-    _, of_rate, runs = np.unique(rates, return_inverse=True, return_counts=True)
-    levels = (np.bincount(of_rate, losses) / runs)[of_rate]
-    lowest = np.full(len(runs), np.inf)
+    known, of_rate = np.unique(rates, return_inverse=True)
+    levels = means_of(losses, of_rate)[of_rate]
+    lowest = np.full(len(known), np.inf)
     np.minimum.at(lowest, of_rate, losses)
     close = (lowest <= near)[of_rate]
     rate, seed = (np.unique(of[close], return_inverse=True)[1] for of in (rates, seeds))
@@ -58,7 +58,8 @@ def levels_of(
     return Levels(levels, float(np.sqrt(((every @ found - wanted) ** 2).sum() / freedom)))
 
 
-def spread(values: Float[np.ndarray, " rows"], group: Int[np.ndarray, " rows"]) -> float:
-    """The sum of the squared distances from the means of the groups."""
-    sums, counts = np.bincount(group, values), np.bincount(group)
-    return float(((values - (sums / counts)[group]) ** 2).sum())
+def means_of(
+    values: Float[np.ndarray, " rows"], group: Int[np.ndarray, " rows"]
+) -> Float[np.ndarray, " groups"]:
+    """The mean of each group."""
+    return np.bincount(group, values) / np.bincount(group)

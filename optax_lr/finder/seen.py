@@ -1,12 +1,13 @@
 """What the runs of a search tell the model of its beliefs: values in one unit, and which of them were lost."""
 
 import dataclasses
+import functools
 
 import numpy as np
 
 from ..engine.runs import Runs
 from ..types import Bool, Float
-from .levels import levels_of, spread
+from .levels import levels_of, means_of
 from .model import SLOPES, Points
 from .views import final_height, final_loss
 
@@ -48,7 +49,7 @@ class Seen:
         """Its numbers, to be known by."""
         return b"".join(values.tobytes() for values in (*self.points, self.values, self.lost))
 
-    @property
+    @functools.cached_property
     def certain(self) -> bool:
         """Whether further seeds at a rate did as the first one, wherever there were any: runs have no noise.
 
@@ -58,15 +59,14 @@ class Seen:
         (length, _), of, runs = np.unique(
             np.stack([halvings, octaves]), axis=1, return_inverse=True, return_counts=True
         )
-        lost, means = (np.bincount(of.ravel(), each) / runs for each in (self.lost, self.values))
+        of = of.ravel()
+        lost, means = (means_of(each, of) for each in (self.lost.astype(float), self.values))
         apart = np.abs(means[:, None] - means)
         nearest = np.where((apart > 0) & (length[:, None] == length), apart, np.inf).min(axis=1)
-        alike = (
-            np.abs(self.values - means[of.ravel()])
-            <= ALIKE * np.where(np.isfinite(nearest), nearest, 0)[of.ravel()]
-        )
-        several = (runs > 1)[of.ravel()]
-        return bool(several.any() and (alike & (lost[of.ravel()] == self.lost))[several].all())
+        nearest = np.where(np.isfinite(nearest), nearest, 0.0)
+        alike = (np.abs(self.values - means[of]) <= ALIKE * nearest[of]) & (lost[of] == self.lost)
+        several = runs[of] > 1
+        return bool(several.any() and alike[several].all())
 
     def lost_above(self, here: Bool[np.ndarray, "rows"]) -> tuple[float, float]:
         """The octave of the best of some runs, and that of the next higher one if that was lost, else infinity."""
@@ -115,19 +115,19 @@ def seen_in(runs: Runs, horizon: int) -> Seen:
     heights, steps = _heights(runs), runs.columns["steps"]
     rates, seeds = np.asarray(runs.lanes["learning_rate"], np.float64), runs.columns["seed"]
     values, lost, unit, noise = np.zeros(len(runs)), ~np.isfinite(heights), UNIT, 0.0
-    most = max(0.0, -heights.min(initial=0.0))
+    most, before = max(0.0, -heights.min(initial=0.0)), horizon
     for length in np.unique(steps[~lost]):
         here = (steps == length) & ~lost
         above = heights[here] - heights[here].min()
         fall = np.sqrt(max(-heights[here].min(), 0.0) * most) or np.ptp(heights[here]) or 1.0
         found = levels_of(above, rates[here], seeds[here], NEAR * fall)
-        noise = noise / length if np.isnan(found.noise) else found.noise
+        noise = noise * before / length if np.isnan(found.noise) else found.noise
+        before = length
         unit = min(UNIT * horizon / length, LARGEST_UNIT, TIMES * _third(rates[here], found.levels) / fall)
         unit = max(unit, min(NOISE_TIMES * noise / fall, NOISE_UNIT), LEAST_UNIT)
         excess = (found.levels - found.levels.min()) / (unit * fall)
-        apart = (above - found.levels) / (unit * fall) / (1 + excess)
-        values[here] = np.where(np.log1p(excess) < MOST, np.log1p(excess) + np.clip(apart, -MOST, MOST), MOST)
-        noise *= length
+        of_rate, apart = np.log1p(excess), (above - found.levels) / (unit * fall) / (1 + excess)
+        values[here] = np.where(of_rate < MOST, of_rate + np.clip(apart, -MOST, MOST), MOST)
     points = Points(np.log2(rates), np.log2(horizon / steps), seeds)
     # What rounding does, which is not the same from call to call, is in no bit of an answer.
     seen = Seen(points, np.round(values, DIGITS), lost, float(np.float32(unit)))
@@ -161,7 +161,10 @@ def _heights(runs: Runs) -> Float[np.ndarray, " rows"]:
         alike[here] += starts[here] - np.mean(each)
     rates = np.stack([steps, runs.lanes["learning_rate"]], axis=1)[kept]
     _, of_rate = np.unique(rates, axis=0, return_inverse=True)
-    spreads = [spread(each[kept], of_rate.ravel()) for each in (heights, alike)]
+    of_rate = of_rate.ravel()
+    spreads = [
+        ((each - means_of(each, of_rate)[of_rate]) ** 2).sum() for each in (heights[kept], alike[kept])
+    ]
     return alike if spreads[1] < spreads[0] else heights
 
 
