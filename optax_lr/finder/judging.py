@@ -33,6 +33,8 @@ HARM = 2.0
 ROUNDING = 4 * float(np.finfo(np.float32).eps)
 # Where no rate learned, a run is lost that rose by so many times the untrained loss.
 MULTIPLE = 3.0
+# Of normal noise, its deviation over the median of what values differ from theirs.
+MEDIAN_DEVIATION = 1.4826
 # The weight of the past in the average of a run's heights.
 MEMORY = 0.9
 
@@ -147,22 +149,35 @@ def judged(curve: LRCurve) -> list[Judged]:
 def with_lost_runs(curve: LRCurve) -> LRCurve:
     """The curve, with runs that ended above the reference noted as diverged from where they stayed above.
 
-    Where no rate learned, only what rose to a multiple of the reference is called so.
+    They ended above where they began, and above where all seeds began in the mean: starts may differ by more than
+    is learned, and who began well loses that without diverging. Where no rate learned, only what rose to a multiple
+    of the reference is called so.
     """
     losses, end = as_losses(curve), judged(curve)[-1]
     if losses.reference is None or not end.survives:
         return curve
     if end.learned:
-        noise = np.maximum(pooled_deviation(near_best(end.heights)), end.noise)
+        noise = np.maximum(_deviation(near_best(end.heights)), end.noise)
         limit = np.maximum(ROSE * end.fall, DEVIATIONS * noise)
     else:
         size = np.where(end.harmless, np.inf, MULTIPLE * np.abs(losses.reference).mean())
         limit = np.broadcast_to(size, end.heights.shape)
-    lost = (curve.diverged_at < 0) & (_points(losses)[-1].heights > limit)
+    last = _points(losses)[-1]
+    with np.errstate(invalid="ignore"):  # infinite losses
+        starts = last.losses - last.heights
+        above = np.minimum(last.heights, last.losses - np.nanmean(starts, axis=0))
+    lost = (curve.diverged_at < 0) & (above > limit)
     if not lost.any():
         return curve
     since = np.where(lost, _since(losses, limit), curve.diverged_at)
     return dataclasses.replace(curve, diverged_at=since.astype(np.int32))
+
+
+def _deviation(near: np.ndarray) -> float:
+    """The deviation of one run at the rates near the best; of a single rate that of its seeds, an outlier aside."""
+    if near.shape[1] > 1:
+        return pooled_deviation(near)
+    return float(np.median(np.abs(near - np.median(near)))) * MEDIAN_DEVIATION
 
 
 def _since(curve: LRCurve, limit: np.ndarray) -> np.ndarray:

@@ -13,6 +13,7 @@ from optax_lr.engine.layout import Layout
 from optax_lr.engine.programs import ProgramsOf
 from optax_lr.engine.runs import PASSES_PER_STEP, Runs
 from optax_lr.finder.inputs import pose
+from optax_lr.finder.judging import with_lost_runs
 from optax_lr.finder.problem import Problem
 from optax_lr.finder.search import example_lane
 
@@ -166,6 +167,18 @@ def test_starts_that_differ_and_end_alike_have_learned():
 @pytest.mark.parametrize("ends", [[39.0, 1.9, 9.5], [39.0, 2.1, 8.9]])
 def test_ends_as_far_apart_as_starts_or_above_their_own_have_not(ends):
     assert "No rate learned" in olr.suggest.lowest_loss(ends_of([40.0, 2.0, 9.0], ends)).reason
+
+
+@pytest.mark.parametrize("rates", [(0.1,), (0.01, 0.1, 1.0)])
+def test_a_seed_that_began_well_and_lost_some_of_that_has_not_diverged(rates):
+    starts = np.float32([2.0, 1.5, 1.2, 1.0, 0.5] * 3)
+    ends = np.float32(0.9 + 0.02 * RNG.normal(size=15))
+    curve = ends_of(starts, ends, (0.01, 0.1, 1.0)).take(np.isin([0.01, 0.1, 1.0], rates))
+    assert with_lost_runs(curve).stable.all()
+    # One that ends above all starts has.
+    ends[0] = 3.0
+    curve = ends_of(np.full(15, 2.0), ends, (0.01, 0.1, 1.0)).take(np.isin([0.01, 0.1, 1.0], rates))
+    assert (with_lost_runs(curve).diverged_at >= 0).sum() == 1
 
 
 def test_a_search_of_starts_that_differ_widely_has_learned(recwarn):
