@@ -165,7 +165,7 @@ def with_lost_runs(curve: LRCurve) -> LRCurve:
     last = _points(losses)[-1]
     with np.errstate(invalid="ignore"):  # infinite losses
         starts = last.losses - last.heights
-        above = np.minimum(last.heights, last.losses - np.nanmean(starts, axis=0))
+        above = np.minimum(last.heights, last.losses - starts[np.isfinite(starts)].mean())
     lost = (curve.diverged_at < 0) & (above > limit)
     if not lost.any():
         return curve
