@@ -111,7 +111,7 @@ class Belief:
         """So many octaves around the best rate: up to three 1.25 apart, more of them 0.5."""
         apart = APART if count <= FEW else FINENESS
         wanted = self.octave + apart * (np.arange(count) - (count - 1) / 2)
-        return np.clip(wanted, self.grid[0], self.grid[-1])
+        return np.unique(np.clip(wanted, self.grid[0], self.grid[-1]))
 
     def worth(self, values: Values, runs: Points) -> Float[np.ndarray, " runs"]:
         """By how much each further run would lower the cost of the answer, as is expected."""

@@ -1,7 +1,6 @@
 """What the runs of a search tell the model of its beliefs: values in one unit, and which of them were lost."""
 
 import dataclasses
-import functools
 
 import numpy as np
 
@@ -30,7 +29,7 @@ FAR = 0.69
 LEAST = 6.0
 # Digits of values that count.
 DIGITS = 9
-# Values of seeds are alike that differ by no more of what the rate differs from the next one.
+# Losses of seeds are alike that differ by no more of what the rate differs from the next one.
 ALIKE = 1e-3
 
 
@@ -40,33 +39,21 @@ class Seen:
 
     points: Points
     values: Float[np.ndarray, "rows"]
+    # Values of the rates of the rows, seeds aside.
+    levels: Float[np.ndarray, "rows"]
     lost: Bool[np.ndarray, "rows"]
     # Of the longest runs, as a share of the fall.
     unit: float
+    # Whether runs have no noise, as further seeds tell: what survived at a rate survives there again.
+    certain: bool = False
 
     @property
     def key(self) -> bytes:
         """Its numbers, to be known by."""
-        return b"".join(values.tobytes() for values in (*self.points, self.values, self.lost))
-
-    @functools.cached_property
-    def certain(self) -> bool:
-        """Whether further seeds at a rate did as the first one, wherever there were any: runs have no noise.
-
-        Then what survived at a rate survives there again.
-        """
-        octaves, halvings, _ = self.points
-        (length, _), of, runs = np.unique(
-            np.stack([halvings, octaves]), axis=1, return_inverse=True, return_counts=True
+        numbers = np.array([self.unit, self.certain])
+        return b"".join(
+            each.tobytes() for each in (*self.points, self.values, self.levels, self.lost, numbers)
         )
-        of = of.ravel()
-        lost, means = (means_of(each, of) for each in (self.lost.astype(float), self.values))
-        apart = np.abs(means[:, None] - means)
-        nearest = np.where((apart > 0) & (length[:, None] == length), apart, np.inf).min(axis=1)
-        nearest = np.where(np.isfinite(nearest), nearest, 0.0)
-        alike = (np.abs(self.values - means[of]) <= ALIKE * nearest[of]) & (lost[of] == self.lost)
-        several = runs[of] > 1
-        return bool(several.any() and alike[several].all())
 
     def lost_above(self, here: Bool[np.ndarray, "rows"]) -> tuple[float, float]:
         """The octave of the best of some runs, and that of the next higher one if that was lost, else infinity."""
@@ -96,12 +83,12 @@ class Seen:
     def best_of(self, here: Bool[np.ndarray, "rows"]) -> float:
         """The octave of the best of some runs."""
         kept = here & ~self.lost
-        return float(self.points.octaves[kept][self.values[kept].argmin()])
+        return float(self.points.octaves[kept][self.levels[kept].argmin()])
 
 
 def seen_in(runs: Runs, horizon: int) -> Seen:
     """What a table of runs tells: log(1 + (level - lowest of the length) / (unit fall)) of the rate of each run, at
-    most 1, and by how much the run differs from it, to first order.
+    most 1, and by how much the run differs from it, to first order, up to half of what is missing to 1.
 
     Runs fall from the loss without training. The fall is the geometric mean of that of the best run of the length
     and of the best of all, so that where short runs learned next to nothing their noise counts for little.
@@ -114,7 +101,8 @@ def seen_in(runs: Runs, horizon: int) -> Seen:
     """
     heights, steps = _heights(runs), runs.columns["steps"]
     rates, seeds = np.asarray(runs.lanes["learning_rate"], np.float64), runs.columns["seed"]
-    values, lost, unit, noise = np.zeros(len(runs)), ~np.isfinite(heights), UNIT, 0.0
+    values, levels = np.zeros((2, len(runs)))
+    lost, unit, noise = ~np.isfinite(heights), UNIT, 0.0
     most, before = max(0.0, -heights.min(initial=0.0)), horizon
     for length in np.unique(steps[~lost]):
         here = (steps == length) & ~lost
@@ -127,12 +115,35 @@ def seen_in(runs: Runs, horizon: int) -> Seen:
         unit = max(unit, min(NOISE_TIMES * noise / fall, NOISE_UNIT), LEAST_UNIT)
         excess = (found.levels - found.levels.min()) / (unit * fall)
         of_rate, apart = np.log1p(excess), (above - found.levels) / (unit * fall) / (1 + excess)
-        values[here] = np.where(of_rate < MOST, of_rate + np.clip(apart, -MOST, MOST), MOST)
+        levels[here] = np.minimum(of_rate, MOST)
+        room = (MOST - levels[here]) / 2
+        values[here] = levels[here] + np.clip(apart, -room, room)
     points = Points(np.log2(rates), np.log2(horizon / steps), seeds)
+    certain = agree(points, heights)
+    risen = lost | (heights > 0) & (steps == horizon)
+    if certain and not risen.all():
+        lost = risen
     # What rounding does, which is not the same from call to call, is in no bit of an answer.
-    seen = Seen(points, np.round(values, DIGITS), lost, float(np.float32(unit)))
-    risen = (heights > 0) & (steps == horizon)
-    return dataclasses.replace(seen, lost=lost | risen) if seen.certain and not (lost | risen).all() else seen
+    values, levels = np.round(values, DIGITS), np.round(levels, DIGITS)
+    return Seen(points, values, levels, lost, float(np.float32(unit)), certain)
+
+
+def agree(points: Points, heights: Float[np.ndarray, "rows"]) -> bool:
+    """Whether further seeds at a rate did as the first one, wherever there were any, those that were lost aside.
+
+    They did where their losses differ by next to nothing of what the rate's differs from the next one's.
+    """
+    places = np.stack([points.halvings, points.octaves])
+    (length, _), of, runs = np.unique(places, axis=1, return_inverse=True, return_counts=True)
+    kept, of = np.isfinite(heights), of.ravel()
+    several = kept & (runs > 1)[of]
+    # The mean of a rate of which a seed was lost is infinite, and no seed is like it.
+    means = means_of(heights, of)
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(means[:, None] - means)
+        nearest = np.where((apart > 0) & (length[:, None] == length), apart, np.inf).min(axis=1)
+        alike = np.abs(heights - means[of]) <= np.where(np.isfinite(nearest), ALIKE * nearest, 0.0)[of]
+    return bool(several.any() and alike[several].all())
 
 
 def _third(rates: Float[np.ndarray, " rows"], levels: Float[np.ndarray, " rows"]) -> float:
@@ -186,7 +197,7 @@ def possible(seen: Seen, grid: Float[np.ndarray, "points"]) -> Float[np.ndarray,
     for length in np.unique(halvings[~seen.lost]):
         here = (halvings == length) & ~seen.lost
         best = seen.best_of(here)
-        worse = octaves[here & (seen.values >= FAR)]
+        worse = octaves[here & (seen.levels >= FAR)]
         lowest = np.max(worse[worse < best] - SLOPES[-1] * length, initial=low)
         highest = np.min(worse[worse > best] - SLOPES[0] * length, initial=high)
         if seen.longest[here].any():

@@ -1,7 +1,5 @@
 """What runs tell the model of a search by budget: values in one unit, levels of rates, what was lost."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
@@ -9,7 +7,7 @@ from optax_lr.engine.runs import Plan, Reference, Runs
 from optax_lr.finder.beliefs import Belief
 from optax_lr.finder.levels import levels_of
 from optax_lr.finder.model import Points
-from optax_lr.finder.seen import Seen, possible, seen_in
+from optax_lr.finder.seen import Seen, agree, possible, seen_in
 
 RNG = np.random.default_rng(0)
 HORIZON = 400
@@ -17,7 +15,8 @@ HORIZON = 400
 
 def seen(octaves, halvings, values):
     points = Points(np.array(octaves, float), np.array(halvings, float), np.zeros(len(octaves), int))
-    return Seen(points, np.array(values, float), np.zeros(len(octaves), bool), 0.02)
+    values = np.array(values, float)
+    return Seen(points, values, values, np.zeros(len(octaves), bool), 0.02)
 
 
 def test_rates_that_a_drift_cannot_reach_are_ruled_out():
@@ -35,12 +34,32 @@ def test_rates_that_a_drift_cannot_reach_are_ruled_out():
 
 def test_runs_are_certain_where_seeds_agree():
     points = Points(np.array([-4.0, -4, -6, -6]), np.zeros(4), np.array([0, 1, 0, 1]))
-    known = Seen(points, np.array([0.5, 0.5, 0.2, 0.2]), np.zeros(4, bool), 0.02)
-    assert known.certain
-    assert not dataclasses.replace(known, values=np.array([0.5, 0.5, 0.2, 0.21])).certain
-    assert not dataclasses.replace(known, lost=np.array([True, False, False, False])).certain
+    assert agree(points, np.array([0.5, 0.5, 0.2, 0.2]))
+    assert not agree(points, np.array([0.5, 0.5, 0.2, 0.21]))
+    # One seed was lost and the other not; both at one rate tell nothing.
+    assert not agree(points, np.array([np.inf, 0.5, 0.2, 0.2]))
+    assert agree(points, np.array([np.inf, np.inf, 0.2, 0.2]))
     # One seed tells nothing.
-    assert not dataclasses.replace(known, points=points._replace(halvings=np.arange(4.0))).certain
+    assert not agree(points._replace(halvings=np.arange(4.0)), np.array([0.5, 0.5, 0.2, 0.2]))
+
+
+def test_seeds_that_are_both_far_from_the_best_are_not_alike_for_that():
+    rows = [(100, octave, 0, 0.1 + 0.1 * abs(octave + 6)) for octave in (-8, -7, -6, -5)]
+    far = seen_in(table([*rows, (100, -2, 0, 0.9), (100, -2, 1, 1.8)]), HORIZON)
+    assert far.values[-1] == far.values[-2] == 1 and not far.certain
+
+
+def test_the_best_rate_is_told_from_far_ones_on_a_seed_that_does_badly():
+    rows = [(HORIZON, octave, 0, loss) for octave, loss in ((-6, 1.9), (-4, 1.0), (-2, 0.7), (0, 0.3))]
+    found = seen_in(table([*rows, (HORIZON, -2, 1, 0.32)]), HORIZON)
+    assert found.values[3] < found.values[:2].min() and found.best_of(found.longest) == 0
+
+
+def test_the_best_rate_is_that_of_the_lowest_mean_and_not_of_a_lucky_seed():
+    rows = [(HORIZON, -6, seed, 0.10 + 0.01 * seed) for seed in range(3)]
+    lucky = [(HORIZON, -4, seed, loss) for seed, loss in enumerate((0.09, 0.16, 0.17))]
+    found = seen_in(table([*rows, *lucky, (HORIZON, -8, 0, 0.5)]), HORIZON)
+    assert found.best_of(found.longest) == -6
 
 
 @pytest.mark.parametrize("balanced", [True, False])
@@ -148,3 +167,9 @@ def test_beside_an_edge_rates_are_compared_more_finely():
     )
     assert np.diff(smooth.grid).max() == 0.5 and np.diff(edge.grid).max() == 0.25
     assert edge.grid[0] >= grid[0] and edge.grid[-1] <= grid[-1]
+
+
+def test_the_first_lanes_of_a_length_are_no_rate_twice():
+    rows = [(HORIZON, octave, 0, 0.1 + 0.1 * abs(octave + 11)) for octave in (-11, -9, -7, -5)]
+    octaves = Belief(seen_in(table(rows), HORIZON), np.arange(-11.0, 0.5, 0.5)).around(3)
+    assert len(set(octaves.tolist())) == len(octaves) and octaves.min() >= -11
