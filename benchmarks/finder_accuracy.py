@@ -160,11 +160,12 @@ def searches(problem: Problem, name: str, draw: int) -> dict[str, dict[str, floa
         }
 
     options = {"eval_batch": problem.eval_batch, "horizon": HORIZON, "key": key, "progress": False}
+    timed("default", lambda: olr.lr_find(*arguments, **options))
     for steps in (50, 100, 200):
         timed(
             f"quick, {steps} steps", lambda steps=steps: olr.lr_find(*arguments, num_steps=steps, **options)
         )
-    timed("scheduled", lambda: olr.lr_find(*arguments, schedule=schedule, **options))
+    timed("scheduled", lambda: olr.lr_find(*arguments, schedule=schedule, seeds=3, **options))
     start = time.perf_counter()
     ramp = olr.lr_range_test(*arguments, key=key, progress=False)
     seconds = time.perf_counter() - start

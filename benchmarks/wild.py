@@ -5,9 +5,9 @@
     python benchmarks/wild.py --only tiny      # a part, such as one problem; parts may run side by side
     python benchmarks/wild.py --truth          # plain Optax runs at many rates, stored beside this file
 
-Each problem is searched in four ways of `lr_find`: *constant* (100 steps), *quick*, *scheduled* and by *budget* (a
-cycle over 400 steps, three runs of it), and by `lr_refind` after 100 steps at a quarter of the best constant rate,
-for 50 more; with five keys.
+Each problem is searched in five ways of `lr_find`: *constant* (100 steps), and for one cycle over 400 steps by
+*default* (10,000 steps), by a *budget* of three runs, and by the recipes on three seeds, *quick* and *scheduled*;
+and by `lr_refind` after 100 steps at a quarter of the best constant rate, for 50 more; with five keys.
 
 The truth is plain Optax in a `lax.scan`: the validation loss at the end of such a run, above the problem's floor,
 the mean over up to 64 seeds (starts, orders of batches, keys). A loss counts at most three times what it was before
@@ -40,13 +40,13 @@ HORIZON, CONSTANT_STEPS, REFIND_STEPS = 400, 100, 50
 # What was trained before `lr_refind` is called, and at which share of the best constant rate.
 BEFORE, SHARE = 100, 0.25
 KEYS = 5
-WAYS = ("constant", "quick", "scheduled", "budget", "refind")
+WAYS = ("constant", "default", "budget", "quick", "scheduled", "refind")
 TRUTHS = {
     "constant": "constant",
-    **dict.fromkeys(("quick", "scheduled", "budget"), "one cycle"),
+    **dict.fromkeys(("default", "budget", "quick", "scheduled"), "one cycle"),
     "refind": "refind",
 }
-BUDGET = 3
+BUDGET, SEEDS = 3, 3
 # The seeds of the truth are none of the searches'.
 FIRST_SEED = 1000
 WORST = 3.0
@@ -186,12 +186,14 @@ def searched(problem: Wild, way: str, key: int, best: float) -> olr.Suggestion:
     match way:
         case "constant":
             return olr.lr_find(*arguments, **common)
-        case "quick":
+        case "default":
             return olr.lr_find(*arguments, horizon=HORIZON, **common)
         case "budget":
             return olr.lr_find(*arguments, horizon=HORIZON, budget=BUDGET, **common)
+        case "quick":
+            return olr.lr_find(*arguments, horizon=HORIZON, seeds=SEEDS, **common)
         case "scheduled":
-            return olr.lr_find(*arguments, horizon=HORIZON, schedule=one_cycle, **common)
+            return olr.lr_find(*arguments, horizon=HORIZON, schedule=one_cycle, seeds=SEEDS, **common)
     start, now = after(problem, best)
     return olr.lr_refind(
         problem.loss_fn,

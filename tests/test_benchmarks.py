@@ -162,7 +162,7 @@ def test_wild_scores_a_search_by_its_closed_form(tmp_path: pathlib.Path) -> None
     results = tmp_path / "results.json"
     few = ["--only", "quadratic", "--ways", "constant", "--keys", "1", "--results", str(results)]
     printed = run("benchmarks/wild.py", *few)
-    assert re.search(r"^\| quadratic \| \d+%[^|]*\|  \|  \|  \|  \|$", printed, re.M)
+    assert re.search(r"^\| quadratic \| \d+%[^|]*\|  \|  \|  \|  \|  \|$", printed, re.M)
     (found,) = json.loads(results.read_text()).values()
     truth = json.loads((ROOT / "benchmarks/wild_truth.json").read_text())["quadratic"]["constant"]
     curvatures = np.geomspace(0.01, 100, 30)

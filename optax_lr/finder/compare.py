@@ -77,8 +77,8 @@ def compare(
       metric: a name that `eval_fn` or `has_aux` reports, shown beside the loss.
       target: the loss whose first step is told; by default what the first candidate ends with.
       eval_every: after how many steps the validation loss is taken; by default twenty times a run.
-      search: further arguments of `lr_find`, such as `finalists`, `num_steps`, `seeds`, `min_learning_rate`. By
-        default `num_steps` is a twentieth of the horizon, but at most 50, and `seeds` is 1.
+      search: further arguments of `lr_find`, such as `budget`, `finalists`, `num_steps`, `min_learning_rate`.
+        Without a budget `num_steps` is a twentieth of the horizon, but at most 50, and `seeds` is 1.
 
     Returns:
       A `Comparison`: `.best`, `.difference(name)`, `.plot()`, `.to_dict()`; printed, a table.
@@ -108,7 +108,8 @@ def compare(
     problem, engine = given(loss_fn, model_state is not None, options)
     stacked = _read(batches, steps)
     shared: dict[str, Any] = {"eval_batch": eval_batch, "key": key, "model_state": model_state}
-    searching = {"num_steps": min(MOST, -(-steps // PART)), "seeds": 1, **(search or {})}
+    recipe = {} if "budget" in (search or {}) else {"num_steps": min(MOST, -(-steps // PART)), "seeds": 1}
+    searching = {**recipe, **(search or {})}
     found: dict[str, Suggestion | None] = {}
     trained: dict[str, LRCurve | None] = {}
     price, failure = 0, None

@@ -23,7 +23,7 @@ from .inputs import pose
 from .policy import Bounds
 from .problem import Problem
 from .search import Options, bounds, example_lane, given, judgment_of, noting_bounds, search
-from .spending import spending
+from .spending import spending, usual_budget
 from .suggestion import Suggestion
 from .ways import opening_of, policy_of
 
@@ -45,7 +45,7 @@ def lr_find(
     tolerance: ScalarLike | None = None,
     max_rounds: int | None = None,
     finalists: int | None = None,
-    max_full_horizon: int = 5000,
+    max_full_horizon: int | None = None,
     num_steps: int | Epochs | None = None,
     seeds: int | None = None,
     folds: int | None = None,
@@ -63,21 +63,23 @@ def lr_find(
 
     1. Neither `horizon` nor `schedule`: runs of `num_steps` at constant rates, two a decade and then ten around
        the best; the answer is `suggest.lowest_loss`.
-    2. *Quick*, with `horizon`: runs of a quarter of `num_steps` at two rates a decade, then few, around the best,
-       of twice and of four times `num_steps`, but no longer than `horizon`. Each is under a whole one-cycle
-       schedule, since a peak that is warmed up to and left again may be higher than a constant rate. The answer is
-       `suggest.for_horizon`, the drift of the best rate with the length of the run, carried on.
-    3. *Scheduled*, with `horizon` and `schedule`: the same, coarsely, under that schedule, squeezed; then
-       `finalists` rates around the answer at ratio 3, each for the whole run under its real schedule. More are
-       added while the best is at an edge, and then two half way to the lanes beside the best; where noise leaves
-       rates that may be better, all have as many seeds again. Of a run longer than `max_full_horizon` they go
-       through the schedule in a tenth, a fifth and half of its steps, and the drift is carried on.
-    4. *By budget*, with `horizon` or `schedule`, and `budget`: what the search may cost, in runs of the horizon; it
-       must buy 8 steps. Without a schedule the answer is the peak of one cycle, as of a quick search. It decides by
-       itself between lengths, rates and seeds: short runs at all rates, then few longer ones, in each round those
-       that lower the expected loss of the answer most. `model` says what it believes: a Gaussian process over the
-       log of rate and length, and a chance of divergence. Its priors: the best rate falls by 0.5 +- 0.4 octaves
-       where runs are twice as long; a bowl is 1.5 or 3 octaves wide.
+    2. *By budget*, with `horizon` or `schedule`: the rate of a run of `horizon` steps, the peak of `schedule` or
+       else of one cycle, for at most `budget` such runs. It decides by itself between lengths, rates and seeds:
+       short runs at all rates, then few longer ones, in each round those that lower the expected loss of the answer
+       most. `model` says what it believes: a Gaussian process over the log of rate and length, and a chance of
+       divergence. Its priors: the best rate falls by 0.5 +- 0.4 octaves where runs are twice as long; a bowl is 1.5
+       or 3 octaves wide.
+    By a fixed recipe, on several seeds, where any of `num_steps`, `seeds`, `folds`, `finalists`, `max_full_horizon`
+    is given and no budget:
+    3. *Quick*, without a schedule: runs of a quarter of `num_steps` at two rates a decade, then few, around the
+       best, of twice and of four times `num_steps`, but no longer than `horizon`. Each is under a whole one-cycle
+       schedule, since a peak that is warmed up to and left again may be higher than a constant rate. The answer
+       is `suggest.for_horizon`, the drift of the best rate with the length of the run, carried on.
+    4. *Scheduled*, with one: the same, coarsely, under that schedule, squeezed; then `finalists` rates around the
+       answer at ratio 3, each for the whole run under its real schedule. More are added while the best is at an
+       edge, and then two half way to the lanes beside the best; where noise leaves rates that may be better, all
+       have as many seeds again. Of a run longer than `max_full_horizon` they go through the schedule in a tenth, a
+       fifth and half of its steps, and the drift is carried on.
     Where the best rate lies at the edge of the bounds, the search goes on up to a factor of 100 beyond them, and
     says so. A second search with the same functions (the same objects) and shapes compiles nothing.
 
@@ -112,21 +114,22 @@ def lr_find(
       lanes: combinations of other hyperparameters by name, each [combinations], as `grid` makes them; the optimizer
         is called with these names and `learning_rate` as keywords, whatever they are: `weight_decay`, or the
         multiplier of a new head in a function of your own.
-      budget: how many runs of `horizon` steps the search may cost, such as 0.3, 1, 3 or 10; it decides `finalists`,
-        `num_steps` and `seeds`, which must then be left out. It is kept to the step. On 18 cases that were
-        held out the answer's loss was above the best rate's by so much in the median, and in one of ten: with 0.3,
-        12% and 570%; with 1, 10% and 47%; with 3, 1.5% and 5%; with 10, 0.9% and 6%; with 30, 0.4% and 4%.
-      tolerance: with a budget, the expected excess of the answer at which the search ends: its loss above that of
+      budget: how many runs of `horizon` steps the search may cost, such as 0.3, 1, 3 or 10; it must buy 8 steps and
+        is kept to the step. By default 3, or 10,000 steps where those are more, up to 30 runs; as much for each of
+        several combinations. On 18 cases that were held out the answer's loss was above the best rate's by so much
+        in the median, and in one of ten: with 0.3, 12% and 570%; with 1, 10% and 47%; with 3, 1.6% and 5%; with 10,
+        0.9% and 6%; with 30, 0.5% and 4%.
+      tolerance: by budget, the expected excess of the answer at which the search ends: its loss above that of
         the best rate, as a share of what that falls from the loss without training. 0.01 is one percent.
-      max_rounds: with a budget, how many rounds there are at most. Lanes of a round ride side by side, so what a
+      max_rounds: by budget, how many rounds there are at most. Lanes of a round ride side by side, so what a
         search takes on a device is the longest chain of steps: rounds times their lengths.
       finalists: how many rates a scheduled search tries first for the whole run, at least 1; 3 by default.
-      max_full_horizon: the longest run that finalists go through step by step.
+      max_full_horizon: the longest run that finalists go through step by step; 5000 by default.
       num_steps: how many steps lanes at constant rates take, and what the runs of a quick search are reckoned in,
         which with three seeds takes about 100 times as many in all: 100, or 50 before finalists. There must be as
         many batches; left out, and in longer runs, batches that run out are gone through again.
       seeds: how many runs each rate has, 3 or as many as `folds`; finalists that cannot be told apart have as many
-        again.
+        again. By budget it is decided rate by rate.
       folds: in place of `eval_batch`, into how many parts the batches fall, at least 2, so that small data can be
         judged: each seed trains without one of them and is judged on it. A part is a run of as many batches as
         there are in a `folds`-th, joined along the first axis of their arrays, so shuffle data that are sorted; a
@@ -144,8 +147,8 @@ def lr_find(
       options: as in `Problem` and `Engine`, and `engine`, an `Engine`.
 
     Returns:
-      A `Suggestion`: `.learning_rate`, `.low`, `.high`, `.reason`, `.curve`, `.plot()`; printed, a table. With
-      `budget` also `.trace`, answer, expected excess, price and chain after each round, and `.plot_trace()`. With
+      A `Suggestion`: `.learning_rate`, `.low`, `.high`, `.reason`, `.curve`, `.plot()`; printed, a table. By
+      budget also `.trace`, answer, expected excess, price and chain after each round, and `.plot_trace()`. With
       `lanes` also `.hyperparameters`, the best combination, and `.plot()` is a heat map.
 
     Raises:
@@ -191,14 +194,19 @@ def lr_find(
     parts = _validation(length, eval_batch, folds)
     usual = min(QUICK_STEPS if schedule is None else COARSE_STEPS, length or QUICK_STEPS)
     steps = steps_of("num_steps", usual if num_steps is None else num_steps, batches)
-    longest = checks.size("max_full_horizon", max_full_horizon)
+    longest = checks.size("max_full_horizon", 5000 if max_full_horizon is None else max_full_horizon)
     runs = checks.size("seeds", (parts or 3) if seeds is None else seeds, unit="seeds")
     rates = checks.size("finalists", 3 if finalists is None else finalists, unit="rates")
     axes = combinations_of(lanes)
-    left_out = {"num_steps": num_steps, "seeds": seeds, "finalists": finalists}
+    recipe = {
+        "num_steps": num_steps, "seeds": seeds, "finalists": finalists, "max_full_horizon": max_full_horizon,
+    }  # fmt: skip
     combinations = len(next(iter(axes.values()), [0]))
+    by_recipe = any(knob is not None for knob in (folds, *recipe.values()))
+    if budget is None and length is not None and not by_recipe:
+        budget = combinations * usual_budget(length)
     looks = eval_batch is None or problem.with_key or model_state is not None
-    spend = spending(budget, tolerance, max_rounds, length, combinations, left_out, looks=looks)
+    spend = spending(budget, tolerance, max_rounds, length, combinations, recipe, looks=looks)
     within = Bounds(low, high)
     make = functools.partial(policy_of, within, axes, spend, steps, length, schedule, runs, rates, longest)
     plan = make(0)

@@ -13,6 +13,14 @@ from ..types import ScalarLike
 # A schedule that is squeezed into fewer steps than this does not reach its peak.
 SHORTEST = 4
 MOST_SEEDS = 8
+# What a search costs by default: so many runs of the horizon, or so many steps where those are more, up to so many
+# runs.
+USUAL_RUNS, USUAL_STEPS, USUAL_AT_MOST = 3, 10_000, 30
+
+
+def usual_budget(horizon: int) -> float:
+    """What a search costs where nothing is said, in runs of the horizon: three, and more where runs are short."""
+    return float(np.clip(USUAL_STEPS / horizon, USUAL_RUNS, USUAL_AT_MOST))
 
 
 class Spending(NamedTuple):

@@ -22,7 +22,7 @@ from optax_lr.finder.budget import Budgeted
 from optax_lr.finder.combinations import Combinations
 from optax_lr.finder.optimizer import TABLE
 from optax_lr.finder.policy import AllDivergedError, Bounds
-from optax_lr.finder.spending import Spending
+from optax_lr.finder.spending import Spending, usual_budget
 
 HORIZON = 200
 RNG = np.random.default_rng(0)
@@ -89,6 +89,31 @@ def test_the_answer_is_carried_on_from_its_horizon():
     found = find(budget=0.5)
     assert found.curve.losses.shape[-1] < found.horizon == HORIZON
     assert olr.lr_transfer(found, horizon=HORIZON).learning_rate == found.learning_rate
+
+
+@pytest.mark.parametrize(
+    ("horizon", "runs"), [(1, 30), (200, 30), (400, 25), (1000, 10), (3334, 3), (10**6, 3)]
+)
+def test_by_default_three_runs_or_ten_thousand_steps_are_spent(horizon, runs):
+    assert usual_budget(horizon) == pytest.approx(runs, rel=1e-3)
+
+
+@pytest.mark.parametrize("schedule", [None, lambda peak: olr.one_cycle_schedule(peak, 24)])
+def test_a_search_for_a_horizon_is_by_budget_and_a_recipe_where_one_of_its_knobs_is_given(schedule):
+    found = find(None, horizon=24, schedule=schedule)
+    assert found.trace is not None and 25 * 24 < found.lane_steps <= 30 * 24
+    assert found.learning_rate == find(30, horizon=24, schedule=schedule).learning_rate
+    for knob in ({"num_steps": 8}, {"seeds": 2}, {"max_full_horizon": 100}, {"folds": 2, "eval_batch": None}):
+        recipe = find(None, horizon=24, schedule=schedule, **knob)
+        assert not recipe.trace and len(recipe.curve.losses) >= 2
+
+
+def test_by_default_each_of_several_combinations_has_as_much():
+    def adam(learning_rate, b1):
+        return optax.adam(learning_rate, b1=b1)
+
+    found = find(None, adam, horizon=16, lanes=olr.grid(b1=[0.5, 0.9]))
+    assert 30 * 16 < found.lane_steps <= 60 * 16
 
 
 def bowl(octave, steps, seed, edge):
@@ -463,10 +488,11 @@ def test_rate_and_head_multiplier_of_a_module_are_found_within_one_budget():
         ({"num_steps": 10}, "budget decides num_steps: leave it out, got 10"),
         ({"seeds": 3}, "budget decides seeds"),
         ({"finalists": 3}, "budget decides finalists"),
+        ({"max_full_horizon": 50}, "budget decides max_full_horizon"),
         ({"tolerance": -1}, "tolerance must be"),
         ({"max_rounds": 0}, "max_rounds must be"),
-        ({"budget": None, "tolerance": 0.1}, "tolerance needs a budget"),
-        ({"budget": None, "max_rounds": 2}, "max_rounds needs a budget"),
+        ({"budget": None, "tolerance": 0.1, "seeds": 2}, "tolerance needs a budget"),
+        ({"budget": None, "max_rounds": 2, "finalists": 1}, "max_rounds needs a budget"),
     ],
 )
 def test_wrong_arguments_are_refused(unhooked, options, message):

@@ -96,6 +96,23 @@ def test_the_winner_is_that_of_a_grid_by_hand_at_a_third_of_its_price(make):
     assert compared.lane_steps < price / 3
 
 
+def test_peaks_may_be_found_by_budget():
+    loss_fn, init, batches, valid = quadratic()
+    one = {"sgd": CANDIDATES[next(iter(CANDIDATES))]}
+    compared = olr.compare(
+        loss_fn,
+        init,
+        one,
+        batches,
+        eval_batch=valid,
+        horizon=STEPS,
+        seeds=2,
+        search={"budget": 2},
+        progress=False,
+    )
+    assert compared.lane_steps <= (2 + 2) * STEPS
+
+
 @pytest.fixture(scope="module")
 def compared():
     loss_fn, init, batches, valid = digits()
