@@ -29,6 +29,7 @@ from .ways import opening_of, policy_of
 
 QUICK_STEPS = 100
 COARSE_STEPS = 50
+FULL_HORIZON = 5000
 
 
 def lr_find(
@@ -194,7 +195,7 @@ def lr_find(
     parts = _validation(length, eval_batch, folds)
     usual = min(QUICK_STEPS if schedule is None else COARSE_STEPS, length or QUICK_STEPS)
     steps = steps_of("num_steps", usual if num_steps is None else num_steps, batches)
-    longest = checks.size("max_full_horizon", 5000 if max_full_horizon is None else max_full_horizon)
+    longest = checks.size("max_full_horizon", FULL_HORIZON if max_full_horizon is None else max_full_horizon)
     runs = checks.size("seeds", (parts or 3) if seeds is None else seeds, unit="seeds")
     rates = checks.size("finalists", 3 if finalists is None else finalists, unit="rates")
     axes = combinations_of(lanes)
