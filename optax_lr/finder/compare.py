@@ -108,8 +108,7 @@ def compare(
     problem, engine = given(loss_fn, model_state is not None, options)
     stacked = _read(batches, steps)
     shared: dict[str, Any] = {"eval_batch": eval_batch, "key": key, "model_state": model_state}
-    recipe = {} if "budget" in (search or {}) else {"num_steps": min(MOST, -(-steps // PART)), "seeds": 1}
-    searching = {**recipe, **(search or {})}
+    searching = _searching(steps, search or {})
     found: dict[str, Suggestion | None] = {}
     trained: dict[str, LRCurve | None] = {}
     price, failure = 0, None
@@ -163,6 +162,12 @@ def _naming(name: str) -> Iterator[None]:
                 warnings.warn(f"candidate {name!r}: {each.message}", each.category, stacklevel=4)
             else:
                 warnings.showwarning(each.message, each.category, each.filename, each.lineno)
+
+
+def _searching(steps: int, search: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of each search: short runs on one seed, unless a budget decides."""
+    recipe = {} if "budget" in search else {"num_steps": min(MOST, -(-steps // PART)), "seeds": 1}
+    return {**recipe, **search}
 
 
 def _several(name: str, value: Any) -> int:
