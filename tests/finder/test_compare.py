@@ -98,19 +98,11 @@ def test_the_winner_is_that_of_a_grid_by_hand_at_a_third_of_its_price(make):
 
 def test_peaks_may_be_found_by_budget():
     loss_fn, init, batches, valid = quadratic()
-    one = {"sgd": CANDIDATES[next(iter(CANDIDATES))]}
     compared = olr.compare(
-        loss_fn,
-        init,
-        one,
-        batches,
-        eval_batch=valid,
-        horizon=STEPS,
-        seeds=2,
-        search={"budget": 2},
+        loss_fn, init, {"sgd": optax.sgd}, batches, eval_batch=valid, horizon=STEPS, seeds=2, search={"budget": 2},
         progress=False,
-    )
-    assert compared.lane_steps <= (2 + 2) * STEPS
+    )  # fmt: skip
+    assert compared.lane_steps <= (2 + 2) * STEPS and compared.found["sgd"].trace
 
 
 @pytest.fixture(scope="module")
